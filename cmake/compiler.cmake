@@ -1,0 +1,32 @@
+# Warnings are errors, sanitizers, and the flags of each instruction set that kernels are compiled for.
+add_library(winnow_flags INTERFACE)
+target_compile_options(winnow_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror
+                                              -fno-math-errno)
+target_include_directories(winnow_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
+
+if(WINNOW_SANITIZE)
+  add_compile_options(-fsanitize=${WINNOW_SANITIZE} -fno-omit-frame-pointer -g)
+  add_link_options(-fsanitize=${WINNOW_SANITIZE})
+endif()
+
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+# winnow_isa_flags(FILE...): a source named *_avx2.cpp, *_avx512.cpp or *_amx.cpp is compiled for that instruction set;
+# whether this machine may run it is decided at run time. On other processors these files are left out (see src).
+function(winnow_isa_flags)
+  foreach(file ${ARGN})
+    if(file MATCHES "_avx2\\.cpp$")
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+    elseif(file MATCHES "_avx512\\.cpp$")
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
+        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512bf16;-mfma;-mf16c;-mprefer-vector-width=512")
+    elseif(file MATCHES "_amx\\.cpp$")
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
+        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512bf16;-mfma;-mf16c;-mamx-tile;-mamx-bf16;-mamx-int8")
+    endif()
+  endforeach()
+endfunction()

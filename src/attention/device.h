@@ -1,0 +1,130 @@
+// What a machine must be able to do to run a model: about a dozen ops, the verbs of ops.h, and memory.
+// Activations are float32 matrices in device memory. Calls run in order; `sync` waits for them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "attention/ops.h"
+#include "base/memory.h"
+#include "base/types.h"
+
+namespace winnow {
+
+/// A view of activations, row-major, on the device.
+struct Mat {  // [rows, cols]
+  float* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;  // floats from one row to the next
+
+  float* row(int64_t r) const { return data + r * stride; }
+  Mat slice(int64_t begin, int64_t n) const { return {row(begin), n, cols, stride}; }
+  HeadsView heads(int32_t head_dim) const {
+    return {data, rows, static_cast<int32_t>(cols / head_dim), head_dim, stride};
+  }
+};
+
+/// Activations that belong to somebody; given back to the device's pool when it dies.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(Mat view, std::shared_ptr<void> owner) : view_(view), owner_(std::move(owner)) {}
+  operator Mat() const { return view_; }  // NOLINT(google-explicit-constructor): a Scratch is used as its view
+  const Mat* operator->() const { return &view_; }
+
+ private:
+  Mat view_;
+  std::shared_ptr<void> owner_;
+};
+
+/// A weight matrix as its file stores it: n_out rows of n_in values. y = x W^T.
+struct Weight {
+  std::string name;
+  Type type = Type::f32;
+  int64_t n_out = 0;
+  int64_t n_in = 0;
+  const std::byte* data = nullptr;  // in the mapped file, host memory
+  explicit operator bool() const { return data != nullptr; }
+};
+
+enum class Gate { silu, gelu_tanh };
+
+struct RopeArgs {
+  int32_t head_dim = 0;
+  int32_t n_rot = 0;                 // leading values of a head that turn; the rest stay
+  bool neox = true;                  // pairs (i, i + n_rot/2); else neighbours (2i, 2i+1)
+  float magnitude = 1;               // YaRN's attention factor, on both sine and cosine
+  const float* frequency = nullptr;  // [n_rot / 2] angle per position, scalings applied; host memory
+};
+
+/// Where one row of K and V goes: the block of one kv head and the slot inside it.
+struct KvTarget {
+  std::byte* k_block = nullptr;
+  std::byte* v_block = nullptr;
+  int32_t slot = 0;  // in [0, kBlockSlots)
+};
+
+/// Weights unpacked for products of many rows; dropped when it dies. See Device::unpack.
+class Unpacked {
+ public:
+  virtual ~Unpacked() = default;
+};
+
+class Device : public Ops {
+ public:
+  virtual std::string_view name() const = 0;
+  virtual int n_threads() const = 0;
+  /// What this device chose on this machine, for people: instruction sets, precision of the products.
+  virtual std::string description() const = 0;
+  MemoryMeter& memory() { return memory_; }
+
+  // Memory.
+  virtual Scratch scratch(int64_t rows, int64_t cols) = 0;
+  virtual void upload(Mat to, const float* from) = 0;             // from: [rows, cols], contiguous
+  virtual void download(float* to, Mat from) = 0;                 // to: [rows, cols], contiguous
+  virtual std::shared_ptr<std::byte> allocate(size_t bytes) = 0;  // counted; cache blocks
+  virtual void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;
+  virtual void sync() = 0;
+
+  // Weights. A product of many rows needs its weights unpacked; that costs as much as a few hundred rows of it, so the
+  // engine does it once per layer and prompt. Products of few rows read the file's own quantised blocks.
+  virtual std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) = 0;
+  /// y = x W^T (+ bias). x [rows, n_in], y [rows, n_out], bias [n_out] or null. Uses what `unpack` left, if it is
+  /// alive.
+  virtual void linear(const Weight& weight, Mat x, Mat y, const float* bias = nullptr) = 0;
+  /// y = x [W_0; W_1; ...]^T: several weights of the same input, each into its own y. One pass over x.
+  virtual void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) = 0;
+
+  // Ops of layers. Vectors of parameters (norm weights, biases) are float32 in host memory.
+  virtual void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) = 0;
+  virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;                      // per row; y may be x
+  virtual void rms_norm_heads(HeadsView x, const float* weight, float eps) = 0;                 // per head, in place
+  virtual void rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) = 0;  // in place
+  virtual void gated(Mat gate, Mat up, Gate kind, Mat y) = 0;  // y = act(gate) * up; y may be gate
+  virtual void add(Mat x, Mat y) = 0;                          // x += y
+  virtual void add_bias(Mat x, const float* bias) = 0;         // every row
+  virtual void scale_softcap(Mat x, float softcap) = 0;        // x = softcap * tanh(x / softcap)
+  virtual void gather_rows(Mat from, std::span<const int32_t> rows, Mat to) = 0;
+
+  // Cache storage. k and v [n_rows, n_kv_head, head_dim]; target [n_rows, n_kv_head].
+  virtual void store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, std::span<const KvTarget> target) = 0;
+  /// One slot of a block as float32 [head_dim], and back; for edits of the cache.
+  virtual void load_slot(const std::byte* block, Type type, int32_t head_dim, int32_t slot, float* values) = 0;
+  virtual void store_slot(std::byte* block, Type type, int32_t head_dim, int32_t slot, const float* values) = 0;
+
+ protected:
+  MemoryMeter memory_;
+};
+
+/// Values of one K or V block in `type`: bytes of [kBlockSlots, head_dim]. head_dim must be a multiple of the type's
+/// block.
+size_t kv_block_bytes(Type type, int32_t head_dim);
+
+/// `name`: "cpu" or "ref" (plain loops in double, the oracle). n_threads 0: all usable cores.
+/// Throws Error, saying what is available, for any other name.
+std::unique_ptr<Device> make_device(std::string_view name, int n_threads);
+
+}  // namespace winnow

@@ -1,0 +1,60 @@
+// The verbs that methods are written in. Plain data in, plain data out; every device implements all of them, and
+// src/kernels/ref is the oracle. Scores are float32. A verb that takes a KvView dequantises what it reads.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "attention/types.h"
+
+namespace winnow {
+
+/// Probabilities of some probe rows over all slots, per query head.
+struct ProbeArgs {
+  HeadsView q;  // [n_probe, n_head, head_dim] the probe rows only
+  KvView kv;
+  const int32_t* limit = nullptr;  // [n_probe]
+  float scale = 1;
+  float softcap = 0;
+  int32_t window = 0;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  /// The attention call and the exact sum of two disjoint ones: into = merge(into, from), by their log-sum-exp, where
+  /// `gain` scales from's mass (calibration; 1 is the plain union). into.o and into.lse are rewritten.
+  virtual void attend(const AttnArgs& args) = 0;
+  virtual void merge(HeadsView into, float* into_lse, const Partial& from, float gain) = 0;
+
+  /// score_window: softmax probabilities of the probe rows. -> [n_probe, n_slots(head's kv head)] for query head
+  /// `head`; forbidden slots get 0.
+  virtual void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) = 0;
+
+  /// pool_blocks: mean query of each block of `block` rows of one head, the last block by its true length.
+  /// -> [ceil(n_rows / block), head_dim]
+  virtual void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) = 0;
+  /// pool_blocks: the same of one kv head's keys over slots. -> [ceil(n_slots / block), head_dim]
+  virtual void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) = 0;
+  /// score_blocks: scale * a b^T of pooled rows. a [n_a, dim], b [n_b, dim] -> [n_a, n_b]
+  virtual void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
+                            std::vector<float>& scores) = 0;
+
+  /// Calls work(item, thread) for all items, spread over the device's host threads: heads are scored side by side.
+  /// Verbs may be called from inside.
+  virtual void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) = 0;
+};
+
+/// top_k: indices of the k largest scores, ascending by index; the lower index wins a tie. k is clamped to the size.
+std::vector<int32_t> top_k(std::span<const float> scores, int64_t k);
+/// top_p: how many of the largest scores are needed until their sum exceeds `mass` (absolute, not a share): one more
+/// than the number of leading cumulative sums that are <= mass, at most the size.
+int64_t top_p_count(std::span<const float> scores, double mass);
+/// avg_pool: centred mean over `width` neighbours (odd), border values divided by `width` all the same (zero padding).
+void avg_pool(std::span<float> scores, int32_t width);
+/// max_pool: the same with the maximum.
+void max_pool(std::span<float> scores, int32_t width);
+
+}  // namespace winnow

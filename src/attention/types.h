@@ -1,0 +1,100 @@
+// The plain data of one attention call: views of queries and cache, what a row may see, what is computed.
+// Nothing here owns device memory except Selection, which is small.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/types.h"
+
+namespace winnow {
+
+/// Slots of one cache block. A block holds K and V of this many consecutive slots of one kv head.
+inline constexpr int32_t kBlockSlots = 64;
+
+/// Rows of several heads, float32. A row's heads are contiguous; rows lie `stride` floats apart.
+struct HeadsView {  // [n_rows, n_head, head_dim]
+  float* data = nullptr;
+  int64_t n_rows = 0;
+  int32_t n_head = 0;
+  int32_t head_dim = 0;
+  int64_t stride = 0;  // floats from one row to the next, at least n_head * head_dim
+
+  float* at(int64_t row, int32_t head) const { return data + row * stride + static_cast<int64_t>(head) * head_dim; }
+  HeadsView rows(int64_t begin, int64_t n) const { return {data + begin * stride, n, n_head, head_dim, stride}; }
+};
+
+/// One kv head of one layer: its own number of slots, in blocks that may be shared with other sequences.
+struct KvHead {
+  std::span<const std::byte* const> k;  // blocks of [kBlockSlots, head_dim] in KvView::k_type, keys after RoPE
+  std::span<const std::byte* const> v;  // the same of values
+  int32_t n_slots = 0;
+  const int32_t* idx = nullptr;  // [n_slots] ascending causal position of each slot; null: slot j stands at j
+  const float* bias = nullptr;   // [n_slots] added to the logit (log of a merged slot's weight); null: 0
+
+  int32_t position(int32_t slot) const { return idx == nullptr ? slot : idx[slot]; }
+};
+
+struct KvView {
+  Type k_type = Type::f16, v_type = Type::f16;  // f32, f16, bf16 or q8_0
+  int32_t head_dim = 0;
+  std::span<const KvHead> heads;
+};
+
+/// Which keys each (head, query block) computes, in compressed sparse rows. A default-made one selects everything.
+///
+/// Query block b of head h is row r = h * n_block_q + b of the lists: key blocks
+/// block_begin[block_ptr[r]..block_ptr[r+1]) and single slots column[column_ptr[r]..column_ptr[r+1]). A key block is
+/// the interval of `block_k` slots that begins at its entry: a multiple of block_k for most methods, any slot for those
+/// that follow diagonals. Entries ascend, and intervals and columns of one row are disjoint. Causal and window limits
+/// hold on top; parts beyond them, and beyond the last slot, are ignored. Slots are those of the kv head.
+struct Selection {
+  int32_t block_q = 64;   // rows of a query block: 64 or 128
+  int32_t block_k = 64;   // slots of a key block: 64 or 128
+  int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all heads share them
+  int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of the prompt's rows
+  std::vector<int32_t> block_ptr, block_begin, column_ptr, column;  // ptr: [n_head * n_block_q + 1]
+
+  bool everything() const { return n_block_q == 0; }
+  int64_t list(int32_t head, int32_t block) const {
+    return static_cast<int64_t>(n_head == 1 ? 0 : head) * n_block_q + block;
+  }
+};
+
+/// What was computed of what was permitted, in (row, slot, head) triples: density = computed / permitted.
+struct AttnCounts {
+  int64_t permitted = 0;  // inside the causal and window limits
+  int64_t computed = 0;   // of these, read with their values; a tile that skip-softmax dropped does not count
+  double density() const {
+    return permitted == 0 ? 1.0 : static_cast<double>(computed) / static_cast<double>(permitted);
+  }
+};
+
+/// One attention call over one sequence: o = softmax(scale * q k^T + bias) v, per head, over what `selection` leaves.
+/// Row r sees slot j iff position(j) <= limit[r], and, where window > 0, limit[r] - position(j) < window.
+/// A row that sees nothing gets o = 0 and lse = -infinity.
+struct AttnArgs {
+  HeadsView q;  // after RoPE; n_head is a multiple of kv.heads.size()
+  KvView kv;
+  const int32_t* limit = nullptr;        // [n_rows], ascending
+  const Selection* selection = nullptr;  // null: everything
+  int64_t first_row = 0;                 // q's row 0 is this row of the selection; a multiple of its block_q
+  float scale = 1;
+  float softcap = 0;             // > 0: logit = softcap * tanh(logit / softcap)
+  int32_t window = 0;            // > 0: sliding window, the row itself included
+  const float* skip = nullptr;   // [n_head] ln(lambda) of skip-softmax (BLASST); null or -infinity: off
+  HeadsView o;                   // may be q itself
+  float* lse = nullptr;          // [n_rows, n_head] natural log of the softmax's denominator; null: not wanted
+  AttnCounts* counts = nullptr;  // added to; null: not wanted
+};
+
+/// One partial result of rows that attended to some of their slots.
+struct Partial {
+  HeadsView o;                 // [n_rows, n_head, head_dim]
+  const float* lse = nullptr;  // [n_rows, n_head]
+};
+
+}  // namespace winnow

@@ -1,0 +1,30 @@
+// A pool of threads of a fixed size. The caller is thread 0 and works too; a pool of one runs everything in place.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace winnow {
+
+class ThreadPool {
+ public:
+  /// `n_threads` 0: one for each core this process may use.
+  explicit ThreadPool(int n_threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const;
+
+  /// Calls work(item, thread) for every item in [0, n_items), in any order, handing items out one by one as threads
+  /// come free. `thread` lies in [0, size()). The first exception is rethrown here after all have stopped.
+  /// Must not be called from inside `work`.
+  void parallel_for(int64_t n_items, const std::function<void(int64_t item, int thread)>& work);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace winnow

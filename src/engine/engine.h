@@ -1,0 +1,119 @@
+// The engine: sequences of tokens through a model on a device, under a policy.
+//
+//   Engine engine(load_model(Gguf::open(path)), make_device("cpu", 0), {});
+//   Sequence sequence = engine.start(Policy(specs, engine.method_shape()));
+//   std::vector<float> logits = engine.prefill(sequence, tokens);      // of the last token
+//   logits = engine.decode(sequence, best(logits));
+//
+// One thread owns an engine. `cancel` (below) may be called from any thread or a signal handler.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "methods/roster.h"
+#include "model/model.h"
+
+namespace winnow {
+
+enum class Schedule {
+  layer_major,  // for layer: for chunk. The default: a layer's weights are unpacked once, its whole prompt is known
+  chunk_major,  // for chunk: for layer. Bounded latency of a step, for serving
+};
+
+struct EngineOptions {
+  Type kv_type = Type::f16;
+  Schedule schedule = Schedule::layer_major;
+  int32_t chunk = 1024;     // rows a product works on at once (layer-major), rows a step (chunk-major)
+  int32_t n_ctx = 0;        // longest sequence; 0: the model's own limit
+  int32_t recall_rows = 0;  // > 0: measure recall on about this many rows of each selected layer
+};
+
+/// What one sequence cost so far. Times in seconds of wall clock.
+struct RunStats {
+  int64_t n_prefill = 0, n_decode = 0;  // tokens
+  double prefill_s = 0, decode_s = 0;
+  double select_s = 0;  // of prefill_s: selectors and compressors
+  double attend_s = 0;  // of prefill_s: attention kernels
+  AttnCounts counts;    // of prefill
+  AttnCounts decode_counts;
+  double recall_sum = 0;  // of sampled (row, head) pairs: share of the true attention mass kept
+  int64_t recall_n = 0;
+  double recall() const { return recall_n == 0 ? 1.0 : recall_sum / static_cast<double>(recall_n); }
+  double select_share() const { return prefill_s == 0 ? 0 : select_s / prefill_s; }
+};
+
+/// Tokens with their cache, methods and figures.
+class Sequence {
+ public:
+  std::span<const int32_t> tokens() const { return tokens_; }
+  int32_t n_tokens() const { return static_cast<int32_t>(tokens_.size()); }
+  const KvCache& cache() const { return cache_; }
+  const RunStats& stats() const { return stats_; }
+  void reset_stats() { stats_ = {}; }
+  /// Back to the first n tokens; state of methods starts anew.
+  void truncate(int32_t n);
+
+ private:
+  friend class Engine;
+  Sequence(KvCache cache, Policy policy)
+      : cache_(std::move(cache)), policy_(std::move(policy)), methods_(policy_.make()) {}
+  std::vector<int32_t> tokens_;
+  KvCache cache_;
+  Policy policy_;
+  std::vector<Method> methods_;
+  RunStats stats_;
+};
+
+/// Thrown where `cancel` stopped a prefill or decode. The sequence is back at what it was before the call.
+class Cancelled : public Error {
+ public:
+  using Error::Error;
+};
+
+class Engine {
+ public:
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options);
+
+  const Model& model() const { return *model_; }
+  Device& device() { return *device_; }
+  const EngineOptions& options() const { return options_; }
+  MethodShape method_shape() const;
+  /// Longest sequence in tokens.
+  int32_t n_ctx() const;
+
+  Sequence start(const Policy& policy);
+
+  /// Reads `tokens` after those that the sequence already has. -> logits [n_vocab] of the last one.
+  /// Throws Error where there are none or they do not fit the context.
+  std::vector<float> prefill(Sequence& sequence, std::span<const int32_t> tokens);
+  /// The same, with the logits of the last `n_logits` tokens. -> [n_logits, n_vocab]
+  std::vector<float> prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits);
+  /// Adds one token. -> logits [n_vocab]
+  std::vector<float> decode(Sequence& sequence, int32_t token);
+  /// Adds one token to each of several sequences in one step. -> [n_sequences, n_vocab]
+  std::vector<float> decode(std::span<Sequence* const> sequences, std::span<const int32_t> tokens);
+
+  /// Runs dense over `tokens` and shows every layer to `calibration`.
+  void calibrate(std::span<const int32_t> tokens, Calibration& calibration);
+
+  /// Called now and then during prefill with the share done, in [0, 1].
+  std::function<void(double)> on_progress;
+  /// Stops the running prefill or decode soon; it throws Cancelled.
+  void cancel() { cancelled_.store(true); }
+
+ private:
+  friend class Prefill;
+  void check_room(const Sequence& sequence, size_t n_new) const;
+
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Device> device_;
+  EngineOptions options_;
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace winnow

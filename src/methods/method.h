@@ -1,0 +1,84 @@
+// The method interface. A method is a policy for attention that a user switches on by name; it fills one or more parts,
+// each of which returns plain data that the engine applies. One file each in src/methods, with its test beside it.
+//
+// A method object belongs to one sequence and lives exactly as long: its members are its state.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention/ops.h"
+#include "base/spec.h"
+#include "cache/kv_cache.h"
+
+namespace winnow {
+
+/// What a method needs to know of a model to set itself up.
+struct MethodShape {
+  int32_t n_layer = 0, n_head = 0, n_head_kv = 0, head_dim = 0;
+};
+
+/// One layer of one sequence at one step, after its rows were appended to the cache. In layer-major prefill q holds
+/// every row of the prompt that is being read; in chunk-major prefill a chunk's; in decode one row.
+struct Site {
+  int32_t layer = 0;
+  HeadsView q;                     // [n_rows, n_head, head_dim] after RoPE
+  KvView kv;                       // everything the rows may see, themselves included
+  std::span<const int32_t> limit;  // [n_rows] causal position of each row
+  float scale = 1, softcap = 0;
+  int32_t window = 0;  // > 0: a sliding-window layer; the engine asks no selector there
+  Ops& ops;
+};
+
+/// Decides before attention which blocks and columns are computed. An empty Selection is the dense answer.
+class Selector {
+ public:
+  virtual ~Selector() = default;
+  virtual Selection select(const Site& site) = 0;
+};
+
+/// Decides after attention which slots the cache keeps. Called after a layer's whole prompt, and after each decoded
+/// row.
+class Compressor {
+ public:
+  virtual ~Compressor() = default;
+  virtual KvEdit compress(const Site& site, bool prefill) = 0;
+};
+
+/// Thresholds of skip-softmax as factors: lambda = factor / (tokens in the cache). 0: off.
+struct SkipSoftmax {
+  double prefill = 0, decode = 0;
+};
+
+struct Method {
+  std::unique_ptr<Selector> selector;
+  std::unique_ptr<Compressor> compressor;
+  SkipSoftmax skip;
+};
+
+/// Watches a dense prefill and ends with a calibration file's text (JSON). The file starts with the method's name and
+/// the model's shape, and is refused for another.
+class Calibration {
+ public:
+  virtual ~Calibration() = default;
+  virtual void observe(const Site& site) = 0;
+  virtual std::string result() const = 0;
+};
+
+struct MethodInfo {
+  std::string_view name;
+  std::string_view title;  // one line for people
+  std::string_view paper;  // "MInference 1.0, arXiv 2407.02490"
+  std::string_view parts;  // "selector", "compressor", "skip-softmax", joined by ", "
+  // A selector has the parameter "min_len": tokens in the cache below which it answers dense. Its initial value is the
+  // break-even that was measured; the engine looks at it, the method need not.
+  std::span<const ParamInfo> params;
+  std::span<const std::string_view> texts;  // parameters that are texts: paths of calibration files
+  Method (*make)(const Params& params, const MethodShape& shape) = nullptr;
+  std::unique_ptr<Calibration> (*calibrate)(const Params& params, const MethodShape& shape) = nullptr;
+};
+
+}  // namespace winnow
