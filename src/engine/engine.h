@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "base/error.h"
 #include "cache/kv_cache.h"
 #include "methods/roster.h"
 #include "model/model.h"
