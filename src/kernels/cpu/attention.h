@@ -1,0 +1,21 @@
+// The attention verbs of class Ops on the CPU; arguments and results are those of attention/ops.h.
+// `attend` and `merge` spread their work over the context's threads. The others run on the calling thread, because
+// methods call them from inside for_each.
+#pragma once
+
+#include <vector>
+
+#include "attention/ops.h"
+#include "kernels/cpu/context.h"
+
+namespace winnow::cpu {
+
+void attend(CpuContext& context, const AttnArgs& args);
+void merge(CpuContext& context, HeadsView into, float* into_lse, const Partial& from, float gain);
+void score_window(CpuContext& context, const ProbeArgs& args, int32_t head, std::vector<float>& probabilities);
+void pool_queries(CpuContext& context, const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled);
+void pool_keys(CpuContext& context, const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled);
+void score_blocks(CpuContext& context, const std::vector<float>& a, const std::vector<float>& b, int32_t dim,
+                  float scale, std::vector<float>& scores);
+
+}  // namespace winnow::cpu
