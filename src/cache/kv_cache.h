@@ -63,22 +63,24 @@ class KvCache {
   struct Head {
     std::vector<std::shared_ptr<std::byte>> k, v;  // blocks
     std::vector<const std::byte*> k_at, v_at;      // the same, as KvHead wants them
-    std::vector<int32_t> idx;                      // [n_slots] positions
-    bool identity = true;                          // idx[j] == j for all j: views then carry no table
-    int32_t n_slots() const { return static_cast<int32_t>(idx.size()); }
+    int32_t n_slots = 0;
+    std::vector<int32_t> idx;  // [n_slots] positions; empty while slot j stands at position j
+    int32_t position(int32_t slot) const { return idx.empty() ? slot : idx[static_cast<size_t>(slot)]; }
   };
   Head& head(int32_t layer, int32_t h) { return heads_[static_cast<size_t>(layer * shape_.n_head_kv + h)]; }
   const Head& head(int32_t layer, int32_t h) const { return heads_[static_cast<size_t>(layer * shape_.n_head_kv + h)]; }
-  void make_writable(Head& head, int32_t block);
+  std::byte* slot_at(const std::vector<std::shared_ptr<std::byte>>& blocks, int32_t slot, size_t slot_bytes) const;
   void add_block(Head& head);
-  void move_slot(Head& head, int32_t from, int32_t to);
+  void make_writable(Head& head, int32_t block);
+  void extend(Head& head, int64_t n_rows, int32_t first_position);
   void fold_slot(Head& head, const KvEdit::Merge& merge);
+  void keep_slots(Head& head, const std::vector<int32_t>& keep);
   void shrink(Head& head, int32_t n_slots);
-  void refresh_view(int32_t layer, int32_t h);
+  void refresh_views(int32_t layer);
 
   Device* device_;
   CacheShape shape_;
-  size_t k_bytes_, v_bytes_;   // of one block
+  size_t k_slot_bytes_, v_slot_bytes_;
   std::vector<Head> heads_;    // [n_layer, n_head_kv]
   std::vector<KvHead> views_;  // the same
 };

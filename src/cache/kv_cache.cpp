@@ -1,0 +1,188 @@
+#include "cache/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace winnow {
+
+KvCache::KvCache(Device& device, const CacheShape& shape)
+    : device_(&device),
+      shape_(shape),
+      k_slot_bytes_(type_bytes(shape.k_type, shape.head_dim)),
+      v_slot_bytes_(type_bytes(shape.v_type, shape.head_dim)),
+      heads_(static_cast<size_t>(shape.n_layer * shape.n_head_kv)),
+      views_(heads_.size()) {}
+
+std::byte* KvCache::slot_at(const std::vector<std::shared_ptr<std::byte>>& blocks, int32_t slot,
+                            size_t slot_bytes) const {
+  return blocks[static_cast<size_t>(slot / kBlockSlots)].get() + static_cast<size_t>(slot % kBlockSlots) * slot_bytes;
+}
+
+void KvCache::add_block(Head& head) {
+  head.k.push_back(device_->allocate(k_slot_bytes_ * kBlockSlots));
+  head.v.push_back(device_->allocate(v_slot_bytes_ * kBlockSlots));
+}
+
+void KvCache::make_writable(Head& head, int32_t block) {
+  const auto own = [&](std::shared_ptr<std::byte>& shared, size_t bytes) {
+    if (shared.use_count() == 1) return;
+    std::shared_ptr<std::byte> copy = device_->allocate(bytes);
+    device_->copy_bytes(copy.get(), shared.get(), bytes);
+    shared = std::move(copy);
+  };
+  own(head.k[static_cast<size_t>(block)], k_slot_bytes_ * kBlockSlots);
+  own(head.v[static_cast<size_t>(block)], v_slot_bytes_ * kBlockSlots);
+}
+
+void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position) {
+  if (head.idx.empty() && first_position != head.n_slots) {  // positions and slots part: from now on a table
+    head.idx.resize(static_cast<size_t>(head.n_slots));
+    for (int32_t slot = 0; slot < head.n_slots; ++slot) head.idx[static_cast<size_t>(slot)] = slot;
+  }
+  if (!head.idx.empty() || first_position != head.n_slots) {
+    for (int64_t r = 0; r < n_rows; ++r) head.idx.push_back(first_position + static_cast<int32_t>(r));
+  }
+  if (head.n_slots % kBlockSlots != 0) make_writable(head, head.n_slots / kBlockSlots);
+  head.n_slots += static_cast<int32_t>(n_rows);
+  while (static_cast<int32_t>(head.k.size()) * kBlockSlots < head.n_slots) add_block(head);
+}
+
+void KvCache::append(int32_t layer, HeadsView k, HeadsView v, int32_t first_position) {
+  WINNOW_ASSERT(k.n_head == shape_.n_head_kv && k.head_dim == shape_.head_dim && v.n_rows == k.n_rows);
+  std::vector<KvTarget> target(static_cast<size_t>(k.n_rows * shape_.n_head_kv));
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    Head& into = head(layer, h);
+    const int32_t first_slot = into.n_slots;
+    WINNOW_ASSERT(first_slot == 0 || into.position(first_slot - 1) < first_position);
+    extend(into, k.n_rows, first_position);
+    for (int64_t r = 0; r < k.n_rows; ++r) {
+      const int32_t slot = first_slot + static_cast<int32_t>(r);
+      const auto block = static_cast<size_t>(slot / kBlockSlots);
+      target[static_cast<size_t>(r * shape_.n_head_kv + h)] = {into.k[block].get(), into.v[block].get(),
+                                                               slot % kBlockSlots};
+    }
+  }
+  device_->store_kv(k, v, shape_.k_type, shape_.v_type, target);
+  refresh_views(layer);
+}
+
+KvView KvCache::view(int32_t layer) const {
+  const auto n = static_cast<size_t>(shape_.n_head_kv);
+  return {shape_.k_type, shape_.v_type, shape_.head_dim, {views_.data() + static_cast<size_t>(layer) * n, n}};
+}
+
+int32_t KvCache::n_slots(int32_t layer, int32_t h) const {
+  return head(layer, h).n_slots;
+}
+
+void KvCache::fold_slot(Head& head, const KvEdit::Merge& merge) {
+  make_writable(head, merge.into / kBlockSlots);
+  std::vector<float> a(static_cast<size_t>(shape_.head_dim)), b(a.size());
+  const auto fold = [&](std::vector<std::shared_ptr<std::byte>>& blocks, Type type) {
+    std::byte* into = blocks[static_cast<size_t>(merge.into / kBlockSlots)].get();
+    const std::byte* from = blocks[static_cast<size_t>(merge.from / kBlockSlots)].get();
+    device_->load_slot(into, type, shape_.head_dim, merge.into % kBlockSlots, a.data());
+    device_->load_slot(from, type, shape_.head_dim, merge.from % kBlockSlots, b.data());
+    for (size_t i = 0; i < a.size(); ++i) a[i] += merge.weight * (b[i] - a[i]);
+    device_->store_slot(into, type, shape_.head_dim, merge.into % kBlockSlots, a.data());
+  };
+  fold(head.k, shape_.k_type);
+  fold(head.v, shape_.v_type);
+}
+
+void KvCache::keep_slots(Head& head, const std::vector<int32_t>& keep) {
+  const auto n_kept = static_cast<int32_t>(keep.size());
+  // Blocks whose slots all stay where they are remain as they are; the rest is written anew, so that a block that
+  // another sequence shares is never touched.
+  int32_t same = 0;
+  while (same < n_kept && keep[static_cast<size_t>(same)] == same) ++same;
+  if (same == head.n_slots) return;
+  const int32_t same_blocks = same / kBlockSlots;
+  Head kept;
+  kept.k.assign(head.k.begin(), head.k.begin() + same_blocks);
+  kept.v.assign(head.v.begin(), head.v.begin() + same_blocks);
+  kept.idx.reserve(keep.size());
+  for (const int32_t slot : keep) kept.idx.push_back(head.position(slot));
+  for (int32_t to = same_blocks * kBlockSlots; to < n_kept; ++to) {
+    if (to % kBlockSlots == 0) add_block(kept);
+    const int32_t from = keep[static_cast<size_t>(to)];
+    device_->copy_bytes(slot_at(kept.k, to, k_slot_bytes_), slot_at(head.k, from, k_slot_bytes_), k_slot_bytes_);
+    device_->copy_bytes(slot_at(kept.v, to, v_slot_bytes_), slot_at(head.v, from, v_slot_bytes_), v_slot_bytes_);
+  }
+  kept.n_slots = n_kept;
+  head = std::move(kept);
+}
+
+void KvCache::apply(int32_t layer, const KvEdit& edit) {
+  if (edit.head.empty()) return;
+  WINNOW_ASSERT(static_cast<int32_t>(edit.head.size()) == shape_.n_head_kv);
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    const KvEdit::Head& change = edit.head[static_cast<size_t>(h)];
+    Head& changed = head(layer, h);
+    for (const KvEdit::Merge& merge : change.merge) {
+      WINNOW_ASSERT(std::max(merge.into, merge.from) < changed.n_slots && std::min(merge.into, merge.from) >= 0);
+      fold_slot(changed, merge);
+    }
+    if (change.all) continue;
+    WINNOW_ASSERT(std::is_sorted(change.keep.begin(), change.keep.end(), std::less_equal<>()));
+    WINNOW_ASSERT(change.keep.empty() || (change.keep.front() >= 0 && change.keep.back() < changed.n_slots));
+    keep_slots(changed, change.keep);
+  }
+  refresh_views(layer);
+}
+
+void KvCache::shrink(Head& head, int32_t n_slots) {
+  const auto n_blocks = static_cast<size_t>((n_slots + kBlockSlots - 1) / kBlockSlots);
+  head.k.resize(n_blocks);
+  head.v.resize(n_blocks);
+  if (!head.idx.empty()) head.idx.resize(static_cast<size_t>(n_slots));
+  head.n_slots = n_slots;
+}
+
+void KvCache::truncate(int32_t n_positions) {
+  for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
+    for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+      Head& cut = head(layer, h);
+      const int32_t n_left =
+          cut.idx.empty()
+              ? std::min(cut.n_slots, n_positions)
+              : static_cast<int32_t>(std::lower_bound(cut.idx.begin(), cut.idx.end(), n_positions) - cut.idx.begin());
+      shrink(cut, n_left);
+    }
+    refresh_views(layer);
+  }
+}
+
+KvCache KvCache::fork() const {
+  KvCache copy(*device_, shape_);
+  copy.heads_ = heads_;
+  for (int32_t layer = 0; layer < shape_.n_layer; ++layer) copy.refresh_views(layer);
+  return copy;
+}
+
+size_t KvCache::bytes() const {
+  size_t total = 0;
+  for (const Head& h : heads_) {
+    total += h.k.size() * kBlockSlots * (k_slot_bytes_ + v_slot_bytes_) + h.idx.size() * sizeof(int32_t);
+  }
+  return total;
+}
+
+void KvCache::refresh_views(int32_t layer) {
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    Head& from = head(layer, h);
+    const auto addresses = [](const std::vector<std::shared_ptr<std::byte>>& blocks,
+                              std::vector<const std::byte*>& at) {
+      at.resize(blocks.size());
+      for (size_t i = 0; i < blocks.size(); ++i) at[i] = blocks[i].get();
+    };
+    addresses(from.k, from.k_at);
+    addresses(from.v, from.v_at);
+    views_[static_cast<size_t>(layer * shape_.n_head_kv + h)] = {from.k_at, from.v_at, from.n_slots,
+                                                                 from.idx.empty() ? nullptr : from.idx.data(), nullptr};
+  }
+}
+
+}  // namespace winnow
