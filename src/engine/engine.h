@@ -61,6 +61,7 @@ class Sequence {
 
  private:
   friend class Engine;
+  friend class Prefill;
   Sequence(KvCache cache, Policy policy)
       : cache_(std::move(cache)), policy_(std::move(policy)), methods_(policy_.make()) {}
   std::vector<int32_t> tokens_;
@@ -69,6 +70,9 @@ class Sequence {
   std::vector<Method> methods_;
   RunStats stats_;
 };
+
+/// Takes logits in pieces: rows [first_row, first_row + logits.rows) of those that were asked for.
+using LogitsSink = std::function<void(int64_t first_row, Mat logits)>;
 
 /// Thrown where `cancel` stopped a prefill or decode. The sequence is back at what it was before the call.
 class Cancelled : public Error {
@@ -92,8 +96,8 @@ class Engine {
   /// Reads `tokens` after those that the sequence already has. -> logits [n_vocab] of the last one.
   /// Throws Error where there are none or they do not fit the context.
   std::vector<float> prefill(Sequence& sequence, std::span<const int32_t> tokens);
-  /// The same, with the logits of the last `n_logits` tokens. -> [n_logits, n_vocab]
-  std::vector<float> prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits);
+  /// The same, with the logits of the last `n_logits` tokens, handed over in pieces that fit the memory.
+  void prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink);
   /// Adds one token. -> logits [n_vocab]
   std::vector<float> decode(Sequence& sequence, int32_t token);
   /// Adds one token to each of several sequences in one step. -> [n_sequences, n_vocab]
@@ -110,6 +114,9 @@ class Engine {
  private:
   friend class Prefill;
   void check_room(const Sequence& sequence, size_t n_new) const;
+  void throw_if_cancelled();
+  void guarded(std::span<Sequence* const> sequences, const std::function<void()>& work);
+  void decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences, std::span<const int32_t> position);
 
   std::unique_ptr<Model> model_;
   std::unique_ptr<Device> device_;

@@ -1,0 +1,193 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+
+#include "engine/prefill.h"
+
+namespace winnow {
+
+void Sequence::truncate(int32_t n) {
+  WINNOW_ASSERT(n >= 0 && n <= n_tokens());
+  if (n == n_tokens()) return;
+  tokens_.resize(static_cast<size_t>(n));
+  cache_.truncate(n);
+  methods_ = policy_.make();
+}
+
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options)
+    : model_(std::move(model)), device_(std::move(device)), options_(options) {
+  const ModelShape& shape = model_->shape();
+  const int32_t block = type_info(options_.kv_type).block_values;
+  if (shape.head_dim % block != 0) {
+    fail("the cache type {} stores {} values a block; this model's heads have {}", type_info(options_.kv_type).name,
+         block, shape.head_dim);
+  }
+  if (options_.chunk < 1) fail("chunk is {}; it must be at least 1 row", options_.chunk);
+  if (options_.n_ctx < 0 || options_.n_ctx > shape.n_ctx) {
+    fail("a context of {} tokens is asked for; the model was made for 1 to {}", options_.n_ctx, shape.n_ctx);
+  }
+}
+
+MethodShape Engine::method_shape() const {
+  const ModelShape& shape = model_->shape();
+  return {shape.n_layer, shape.n_head, shape.n_head_kv, shape.head_dim};
+}
+
+int32_t Engine::n_ctx() const {
+  return options_.n_ctx > 0 ? options_.n_ctx : model_->shape().n_ctx;
+}
+
+Sequence Engine::start(const Policy& policy) {
+  const ModelShape& shape = model_->shape();
+  return Sequence(
+      KvCache(*device_, {shape.n_layer, shape.n_head_kv, shape.head_dim, options_.kv_type, options_.kv_type}), policy);
+}
+
+void Engine::check_room(const Sequence& sequence, size_t n_new) const {
+  const size_t n = static_cast<size_t>(sequence.n_tokens()) + n_new;
+  if (n > static_cast<size_t>(n_ctx())) {
+    fail("the prompt is too long: {} tokens, and the context holds {}", n, n_ctx());
+  }
+}
+
+void Engine::throw_if_cancelled() {
+  if (cancelled_.exchange(false)) throw Cancelled("stopped");
+}
+
+// Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. Without compressors a cache
+// only grows, and truncating it is enough; with them a fork remembers what they give up.
+void Engine::guarded(std::span<Sequence* const> sequences, const std::function<void()>& work) {
+  struct Before {
+    size_t n_tokens;
+    std::optional<KvCache> cache;
+  };
+  std::vector<Before> before;
+  for (const Sequence* sequence : sequences) {
+    Before state{sequence->tokens_.size(), std::nullopt};
+    for (const Method& method : sequence->methods_) {
+      if (method.compressor != nullptr && !state.cache) state.cache = sequence->cache_.fork();
+    }
+    before.push_back(std::move(state));
+  }
+  try {
+    work();
+  } catch (...) {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      Sequence& sequence = *sequences[i];
+      sequence.tokens_.resize(before[i].n_tokens);
+      if (before[i].cache) {
+        sequence.cache_ = std::move(*before[i].cache);
+      } else {
+        sequence.cache_.truncate(static_cast<int32_t>(before[i].n_tokens));
+      }
+      sequence.methods_ = sequence.policy_.make();
+    }
+    throw;
+  }
+}
+
+void Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink) {
+  if (tokens.empty()) fail("the prompt is empty: there is no token to read");
+  if (n_logits < 1 || static_cast<size_t>(n_logits) > tokens.size()) {
+    fail("logits of {} tokens are asked for; the prompt has {}", n_logits, tokens.size());
+  }
+  check_room(sequence, tokens.size());
+  Sequence* one = &sequence;
+  guarded({&one, 1}, [&] { Prefill(*this, sequence, nullptr).run(tokens, n_logits, sink); });
+}
+
+std::vector<float> Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens) {
+  std::vector<float> logits(static_cast<size_t>(model_->shape().n_vocab));
+  prefill(sequence, tokens, 1, [&](int64_t, Mat rows) { device_->download(logits.data(), rows); });
+  return logits;
+}
+
+void Engine::calibrate(std::span<const int32_t> tokens, Calibration& calibration) {
+  Sequence sequence = start({});
+  if (tokens.empty()) fail("the calibration text is empty");
+  check_room(sequence, tokens.size());
+  Prefill(*this, sequence, &calibration).run(tokens, 1, [](int64_t, Mat) {});
+}
+
+std::vector<float> Engine::decode(Sequence& sequence, int32_t token) {
+  Sequence* one = &sequence;
+  return decode(std::span<Sequence* const>(&one, 1), std::span<const int32_t>(&token, 1));
+}
+
+std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::span<const int32_t> tokens) {
+  WINNOW_ASSERT(!sequences.empty() && sequences.size() == tokens.size());
+  for (const Sequence* sequence : sequences) check_room(*sequence, 1);
+  const auto begin = std::chrono::steady_clock::now();
+  const ModelShape& shape = model_->shape();
+  const auto n = static_cast<int64_t>(sequences.size());
+  std::vector<int32_t> position;
+  for (const Sequence* sequence : sequences) position.push_back(sequence->n_tokens());
+  std::vector<float> result(static_cast<size_t>(n * shape.n_vocab));
+  guarded(sequences, [&] {
+    const Scratch x = device_->scratch(n, shape.n_embd);
+    model_->embed(*device_, tokens, x);
+    for (int32_t layer = 0; layer < shape.n_layer; ++layer) {
+      decode_layer(layer, x, sequences, position);
+      throw_if_cancelled();
+    }
+    const Scratch logits = device_->scratch(n, shape.n_vocab);
+    model_->logits(*device_, x, logits);
+    device_->download(result.data(), logits);
+    device_->sync();
+  });
+  const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i]->tokens_.push_back(tokens[i]);
+    sequences[i]->stats_.n_decode += 1;
+    sequences[i]->stats_.decode_s += spent;
+  }
+  return result;
+}
+
+void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences,
+                          std::span<const int32_t> position) {
+  const ModelShape& shape = model_->shape();
+  const AttnShape attention = model_->attention(layer);
+  const Scratch q = device_->scratch(x.rows, int64_t{shape.n_head} * shape.head_dim);
+  const Scratch o = device_->scratch(x.rows, int64_t{shape.n_head} * shape.head_dim);
+  const Scratch k = device_->scratch(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
+  const Scratch v = device_->scratch(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
+  model_->qkv(*device_, layer, x, position, q, k, v);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& sequence = *sequences[i];
+    const auto row = static_cast<int64_t>(i);
+    const auto heads = [&](const Scratch& mat) { return mat->slice(row, 1).heads(shape.head_dim); };
+    sequence.cache_.append(layer, heads(k), heads(v), position[i]);
+    const KvView kv = sequence.cache_.view(layer);
+    std::vector<float> skip;
+    if (attention.window == 0) skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);
+    device_->attend({.q = heads(q),
+                     .kv = kv,
+                     .limit = &position[i],
+                     .selection = nullptr,
+                     .scale = attention.scale,
+                     .softcap = attention.softcap,
+                     .window = attention.window,
+                     .skip = skip.empty() ? nullptr : skip.data(),
+                     .o = heads(o),
+                     .lse = nullptr,
+                     .counts = &sequence.stats_.decode_counts});
+    for (const Method& method : sequence.methods_) {
+      if (method.compressor == nullptr) continue;
+      const Site site{layer,
+                      heads(q),
+                      sequence.cache_.view(layer),
+                      position.subspan(i, 1),
+                      attention.scale,
+                      attention.softcap,
+                      attention.window,
+                      *device_};
+      sequence.cache_.apply(layer, method.compressor->compress(site, false));
+    }
+  }
+  model_->mix(*device_, layer, x, o);
+}
+
+}  // namespace winnow
