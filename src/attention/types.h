@@ -73,20 +73,30 @@ struct AttnCounts {
   }
 };
 
-/// One attention call over one sequence: o = softmax(scale * q k^T + bias) v, per head, over what `selection` leaves.
+/// Tiles that skip-softmax votes on, the same for every kernel: kVoteRows rows of one query head, counted from q's row
+/// 0, by kVoteSlots keys. Keys come in this order: the row's columns in groups of kVoteSlots list entries, then each
+/// block in pieces of kVoteSlots slots from its begin on; without a selection all slots in such pieces. Tiles in which
+/// no row sees anything are passed over; the first of the others is always kept, and a later one is dropped if every
+/// row either sees nothing in it or has (its largest logit there) - (its running maximum) < ln(lambda). A single row
+/// (decode) votes together with the other query heads of its kv head, if their lists are equal.
+inline constexpr int32_t kVoteRows = 64;
+inline constexpr int32_t kVoteSlots = 64;
+
+/// One attention call over one sequence: o = softmax(logit) v, per head, over what `selection` leaves, where
+/// logit = softcap(scale * q k^T) + bias.
 /// Row r sees slot j iff position(j) <= limit[r], and, where window > 0, limit[r] - position(j) < window.
 /// A row that sees nothing gets o = 0 and lse = -infinity.
 struct AttnArgs {
-  HeadsView q;  // after RoPE; n_head is a multiple of kv.heads.size()
-  KvView kv;
+  HeadsView q{};  // after RoPE; n_head is a multiple of kv.heads.size()
+  KvView kv{};
   const int32_t* limit = nullptr;        // [n_rows], ascending
   const Selection* selection = nullptr;  // null: everything
   int64_t first_row = 0;                 // q's row 0 is this row of the selection; a multiple of its block_q
   float scale = 1;
-  float softcap = 0;             // > 0: logit = softcap * tanh(logit / softcap)
+  float softcap = 0;             // > 0: softcap * tanh(logit / softcap), before the bias
   int32_t window = 0;            // > 0: sliding window, the row itself included
-  const float* skip = nullptr;   // [n_head] ln(lambda) of skip-softmax (BLASST); null or -infinity: off
-  HeadsView o;                   // may be q itself
+  const float* skip = nullptr;   // [n_head] ln(lambda) < 0 of skip-softmax (BLASST); null or -infinity: off
+  HeadsView o{};                 // may be q itself
   float* lse = nullptr;          // [n_rows, n_head] natural log of the softmax's denominator; null: not wanted
   AttnCounts* counts = nullptr;  // added to; null: not wanted
 };

@@ -1,0 +1,63 @@
+// The verbs that need no device: choosing and smoothing scores on the host.
+#include "attention/ops.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace winnow {
+
+std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
+  std::vector<int32_t> index(scores.size());
+  std::iota(index.begin(), index.end(), 0);
+  k = std::clamp<int64_t>(k, 0, static_cast<int64_t>(index.size()));
+  const auto better = [scores](int32_t a, int32_t b) {
+    const float x = scores[static_cast<size_t>(a)];
+    const float y = scores[static_cast<size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  if (k < static_cast<int64_t>(index.size())) {
+    std::nth_element(index.begin(), index.begin() + k, index.end(), better);
+    index.resize(static_cast<size_t>(k));
+  }
+  std::sort(index.begin(), index.end());
+  return index;
+}
+
+int64_t top_p_count(std::span<const float> scores, double mass) {
+  // Lazily sorted: a max-heap gives up its largest one by one, and few are needed where the mass is concentrated.
+  std::vector<float> heap(scores.begin(), scores.end());
+  std::make_heap(heap.begin(), heap.end());
+  const auto n = static_cast<int64_t>(heap.size());
+  double sum = 0;
+  for (int64_t taken = 0; taken < n; ++taken) {
+    std::pop_heap(heap.begin(), heap.end() - taken);
+    sum += heap[static_cast<size_t>(n - 1 - taken)];
+    if (sum > mass) return taken + 1;
+  }
+  return n;
+}
+
+void avg_pool(std::span<float> scores, int32_t width) {
+  const auto n = static_cast<int64_t>(scores.size());
+  const int64_t half = width / 2;
+  std::vector<double> sums(scores.size() + 1);  // sums[i] = scores[0] + ... + scores[i - 1]
+  for (size_t i = 0; i < scores.size(); ++i) sums[i + 1] = sums[i] + static_cast<double>(scores[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const auto begin = static_cast<size_t>(std::max<int64_t>(0, i - half));
+    const auto end = static_cast<size_t>(std::min(n, i + half + 1));
+    scores[static_cast<size_t>(i)] = static_cast<float>((sums[end] - sums[begin]) / width);
+  }
+}
+
+void max_pool(std::span<float> scores, int32_t width) {
+  const auto n = static_cast<int64_t>(scores.size());
+  const int64_t half = width / 2;
+  const std::vector<float> from(scores.begin(), scores.end());
+  for (int64_t i = 0; i < n; ++i) {
+    const auto begin = from.begin() + std::max<int64_t>(0, i - half);
+    const auto end = from.begin() + std::min(n, i + half + 1);
+    scores[static_cast<size_t>(i)] = *std::max_element(begin, end);
+  }
+}
+
+}  // namespace winnow
