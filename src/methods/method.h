@@ -70,9 +70,10 @@ class Calibration {
 
 struct MethodInfo {
   std::string_view name;
-  std::string_view title;  // one line for people
-  std::string_view paper;  // "MInference 1.0, arXiv 2407.02490"
-  std::string_view parts;  // "selector", "compressor", "skip-softmax", joined by ", "
+  std::string_view title;    // one line for people
+  std::string_view paper;    // "MInference 1.0, arXiv 2407.02490"
+  std::string_view parts;    // "selector", "compressor", "skip-softmax", joined by ", "; empty: none, plain attention
+  std::string_view neutral;  // a spec of this method whose result equals dense attention: "snapkv(budget=1000000000)"
   // A selector has the parameter "min_len": tokens in the cache below which it answers dense. Its initial value is the
   // break-even that was measured; the engine looks at it, the method need not.
   std::span<const ParamInfo> params;

@@ -1,0 +1,83 @@
+#include "methods/roster.h"
+
+#include "base/error.h"
+
+namespace winnow {
+namespace {
+
+std::string known_methods() {
+  std::string names;
+  for (const MethodInfo* info : method_roster()) names += fmt::format("{}{}", names.empty() ? "" : ", ", info->name);
+  return names;
+}
+
+// The spec without superfluous blanks, parameters in the order of the method's own list.
+std::string canonical(const Spec& spec, const MethodInfo& info, const Params& params) {
+  const auto given = [&](std::string_view name) {
+    for (const auto& [key, value] : spec.arguments) {
+      if (key == name) return true;
+    }
+    return false;
+  };
+  std::string arguments;
+  const auto add = [&](std::string_view name, const std::string& value) {
+    if (given(name)) arguments += fmt::format("{}{}={}", arguments.empty() ? "" : ", ", name, value);
+  };
+  for (const ParamInfo& param : info.params) add(param.name, fmt::format("{}", params.number(param.name)));
+  for (const std::string_view text : info.texts) add(text, params.text(text));
+  return arguments.empty() ? spec.name : fmt::format("{}({})", spec.name, arguments);
+}
+
+// The names of those who fill a part that only one method may fill.
+struct Takers {
+  std::string_view selector, skip, plain;
+};
+
+void take(std::string_view& taken, std::string_view name, std::string_view what) {
+  if (!taken.empty()) fail("{} and {} both {}; choose one of them", taken, name, what);
+  taken = name;
+}
+
+}  // namespace
+
+const MethodInfo& find_method(std::string_view name) {
+  for (const MethodInfo* info : method_roster()) {
+    if (info->name == name) return *info;
+  }
+  fail("there is no method \"{}\"; known: {}", name, known_methods());
+}
+
+Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : shape_(shape) {
+  Takers takers;
+  std::string names;
+  for (const std::string& text : specs) {
+    const Spec spec = parse_spec(text);
+    const MethodInfo& info = find_method(spec.name);
+    for (const Choice& other : choices_) {
+      if (other.info == &info) fail("{} is named twice; name each method once", info.name);
+    }
+    const Params params = resolve(spec, info.params, info.texts);
+    const Method method = info.make(params, shape);
+    if (info.parts.empty()) takers.plain = info.name;
+    if (method.selector != nullptr) {
+      take(takers.selector, info.name, "select what prefill computes");
+      break_even_ = params.whole("min_len");
+    }
+    if (method.skip.prefill > 0 || method.skip.decode > 0) take(takers.skip, info.name, "set skip-softmax thresholds");
+    names += fmt::format("{}{}", names.empty() ? "" : " + ", canonical(spec, info, params));
+    choices_.push_back({&info, params});
+  }
+  if (!takers.plain.empty() && !takers.selector.empty()) {
+    fail("{} computes all of attention and {} a part of it; choose one of them", takers.plain, takers.selector);
+  }
+  if (!names.empty()) name_ = names;
+}
+
+std::vector<Method> Policy::make() const {
+  std::vector<Method> methods;
+  methods.reserve(choices_.size());
+  for (const Choice& choice : choices_) methods.push_back(choice.info->make(choice.params, shape_));
+  return methods;
+}
+
+}  // namespace winnow
