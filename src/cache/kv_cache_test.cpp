@@ -1,0 +1,180 @@
+// The cache against a plain model of it: a list of (position, value) for each head, edited by the same rules.
+#include "cache/kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+namespace winnow {
+namespace {
+
+constexpr int32_t kLayers = 2, kHeads = 3, kDim = 32;
+
+struct Plain {
+  std::vector<int32_t> position;
+  std::vector<float> value;  // every element of a slot's K is this, of its V the negative
+};
+
+class KvCacheTest : public testing::TestWithParam<Type> {
+ protected:
+  KvCacheTest() : device_(make_device("ref", 1)), cache_(*device_, shape()), plain_(kLayers * kHeads) {}
+
+  static CacheShape shape() { return {kLayers, kHeads, kDim, GetParam(), GetParam()}; }
+  Plain& plain(int32_t layer, int32_t head) { return plain_[static_cast<size_t>(layer * kHeads + head)]; }
+
+  // Whole numbers up to 127 are exact in every codec when a slot holds one value.
+  static float value_of(int32_t layer, int32_t head, int32_t position) {
+    return static_cast<float>((position * 7 + head * 13 + layer * 29) % 127 + 1);
+  }
+
+  void append(KvCache& cache, int32_t n_rows, int32_t first_position) {
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      std::vector<float> k(static_cast<size_t>(n_rows * kHeads * kDim)), v(k.size());
+      for (int32_t r = 0; r < n_rows; ++r) {
+        for (int32_t h = 0; h < kHeads; ++h) {
+          const float value = value_of(layer, h, first_position + r);
+          std::fill_n(k.begin() + (r * kHeads + h) * kDim, kDim, value);
+          std::fill_n(v.begin() + (r * kHeads + h) * kDim, kDim, -value);
+          if (&cache != &cache_) continue;
+          plain(layer, h).position.push_back(first_position + r);
+          plain(layer, h).value.push_back(value);
+        }
+      }
+      const HeadsView k_rows{k.data(), n_rows, kHeads, kDim, kHeads * kDim};
+      const HeadsView v_rows{v.data(), n_rows, kHeads, kDim, kHeads * kDim};
+      cache.append(layer, k_rows, v_rows, first_position);
+    }
+  }
+
+  void expect_equal(const KvCache& cache) {
+    std::vector<float> row(kDim);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      const KvView view = cache.view(layer);
+      for (int32_t h = 0; h < kHeads; ++h) {
+        const KvHead& head = view.heads[static_cast<size_t>(h)];
+        const Plain& want = plain(layer, h);
+        ASSERT_EQ(head.n_slots, static_cast<int32_t>(want.value.size()));
+        for (int32_t slot = 0; slot < head.n_slots; ++slot) {
+          const auto at = static_cast<size_t>(slot);
+          ASSERT_EQ(head.position(slot), want.position[at]) << "layer " << layer << " head " << h << " slot " << slot;
+          const auto block = static_cast<size_t>(slot / kBlockSlots);
+          device_->load_slot(head.k[block], view.k_type, kDim, slot % kBlockSlots, row.data());
+          ASSERT_NEAR(row[kDim / 2], want.value[at], 0.02 * want.value[at]);
+          device_->load_slot(head.v[block], view.v_type, kDim, slot % kBlockSlots, row.data());
+          ASSERT_NEAR(row[0], -want.value[at], 0.02 * want.value[at]);
+        }
+      }
+    }
+  }
+
+  void keep(KvCache& cache, int32_t layer, int32_t h, const std::vector<int32_t>& slots) {
+    KvEdit edit;
+    edit.head.resize(kHeads);
+    edit.head[static_cast<size_t>(h)].all = false;
+    edit.head[static_cast<size_t>(h)].keep = slots;
+    cache.apply(layer, edit);
+    if (&cache != &cache_) return;
+    Plain left;
+    for (const int32_t slot : slots) {
+      left.position.push_back(plain(layer, h).position[static_cast<size_t>(slot)]);
+      left.value.push_back(plain(layer, h).value[static_cast<size_t>(slot)]);
+    }
+    plain(layer, h) = left;
+  }
+
+  void truncate(int32_t n) {
+    cache_.truncate(n);
+    for (Plain& p : plain_) {
+      while (!p.position.empty() && p.position.back() >= n) {
+        p.position.pop_back();
+        p.value.pop_back();
+      }
+    }
+  }
+
+  std::unique_ptr<Device> device_;
+  KvCache cache_;
+  std::vector<Plain> plain_;
+};
+
+TEST_P(KvCacheTest, AppendsAcrossBlockBorders) {
+  int32_t position = 0;
+  for (const int32_t n : {1, 62, 1, 1, 63, 64, 65, 128, 1}) {
+    append(cache_, n, position);
+    position += n;
+    expect_equal(cache_);
+  }
+}
+
+TEST_P(KvCacheTest, RandomEditsTruncationsAndAppends) {
+  std::mt19937 random(7);
+  int32_t position = 0;
+  for (int step = 0; step < 60; ++step) {
+    const int action = static_cast<int>(random() % 4);
+    if (action < 2) {
+      const auto n = static_cast<int32_t>(random() % 90 + 1);
+      append(cache_, n, position);
+      position += n;
+    } else if (action == 2) {
+      const auto layer = static_cast<int32_t>(random() % kLayers);
+      const auto h = static_cast<int32_t>(random() % kHeads);
+      std::vector<int32_t> slots;
+      for (int32_t slot = 0; slot < cache_.n_slots(layer, h); ++slot) {
+        if (random() % 3 != 0) slots.push_back(slot);
+      }
+      keep(cache_, layer, h, slots);
+    } else {
+      position = static_cast<int32_t>(random() % static_cast<unsigned>(position + 1));
+      truncate(position);
+    }
+    expect_equal(cache_);
+  }
+}
+
+TEST_P(KvCacheTest, ForksShareBlocksUntilOneWrites) {
+  append(cache_, 100, 0);
+  const int64_t held = device_->memory().held();
+  KvCache fork = cache_.fork();
+  EXPECT_EQ(device_->memory().held(), held);
+  append(fork, 10, 100);
+  keep(fork, 0, 1, {0, 3, 99});
+  expect_equal(cache_);
+  EXPECT_EQ(fork.n_slots(0, 1), 3);
+  EXPECT_EQ(fork.n_slots(1, 1), 110);
+  append(cache_, 30, 100);
+  expect_equal(cache_);
+}
+
+TEST_P(KvCacheTest, EditsFreeRealBytes) {
+  append(cache_, 640, 0);
+  const int64_t held = device_->memory().held();
+  const size_t bytes = cache_.bytes();
+  std::vector<int32_t> slots(64);
+  std::iota(slots.begin(), slots.end(), 576);
+  for (int32_t h = 0; h < kHeads; ++h) keep(cache_, 0, h, slots);
+  const size_t block = type_bytes(GetParam(), kDim) * kBlockSlots * 2;
+  EXPECT_EQ(bytes - cache_.bytes(), kHeads * (9 * block - 64 * sizeof(int32_t)));
+  EXPECT_EQ(held - device_->memory().held(), static_cast<int64_t>(kHeads * 9 * block));
+  expect_equal(cache_);
+}
+
+TEST_P(KvCacheTest, MergesIntoTheWeightedMean) {
+  append(cache_, 4, 0);
+  KvEdit edit;
+  edit.head.resize(kHeads);
+  edit.head[0] = {false, {0, 2, 3}, {{.into = 2, .from = 1, .weight = 0.25F}}};
+  cache_.apply(1, edit);
+  Plain& p = plain(1, 0);
+  p.value[2] = 0.75F * p.value[2] + 0.25F * p.value[1];
+  p.value.erase(p.value.begin() + 1);
+  p.position.erase(p.position.begin() + 1);
+  expect_equal(cache_);
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, KvCacheTest, testing::Values(Type::f32, Type::f16, Type::bf16, Type::q8_0),
+                         [](const auto& tested) { return std::string(type_info(tested.param).name); });
+
+}  // namespace
+}  // namespace winnow
