@@ -101,7 +101,8 @@ void check(const std::string& spec, const SiteShape& shape, bool ragged) {
   if (method.selector != nullptr) {
     const Selection selection = method.selector->select(site);
     check_selection(selection, fixture);
-    const Selection again = make_method(spec, fixture.method_shape()).selector->select(site);
+    static test::RefOps threads(3);
+    const Selection again = make_method(spec, fixture.method_shape()).selector->select(fixture.site(threads));
     ASSERT_EQ(selection.block_begin, again.block_begin);
     ASSERT_EQ(selection.column, again.column);
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/threads.h"
 #include "kernels/ref/attention.h"
 #include "methods/roster.h"
 
@@ -166,6 +167,7 @@ class SiteFixture {
 /// The oracle's verbs, without a device around them.
 class RefOps final : public Ops {
  public:
+  explicit RefOps(int n_threads) : pool_(n_threads) {}
   void attend(const AttnArgs& args) override { ref::attend(args); }
   void merge(HeadsView into, float* into_lse, const Partial& from, float gain) override {
     ref::merge(into, into_lse, from, gain);
@@ -184,12 +186,15 @@ class RefOps final : public Ops {
     ref::score_blocks(a, b, dim, scale, scores);
   }
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
-    for (int64_t item = 0; item < n_items; ++item) work(item, 0);
+    pool_.parallel_for(n_items, work);
   }
+
+ private:
+  ThreadPool pool_;
 };
 
 inline Ops& ref_ops() {
-  static RefOps ops;
+  static RefOps ops(1);
   return ops;
 }
 
