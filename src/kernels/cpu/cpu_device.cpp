@@ -23,21 +23,31 @@ void CpuDevice::for_rows(int64_t n_rows, int64_t cost, Work work) {
 }
 
 std::string CpuDevice::description() const {
-  return fmt::format("cpu: {} threads, {}", n_threads(), describe_features(context_.features));
+  return fmt::format("cpu: {} threads, {}; prefill {}, inputs rotated; decode ggml's quantised dot products",
+                     n_threads(), describe_features(context_.features), many_rows_.ops().name);
 }
 
-std::unique_ptr<Unpacked> CpuDevice::unpack(std::span<const Weight* const> /*weights*/) {
-  return std::make_unique<Unpacked>();
+std::unique_ptr<Unpacked> CpuDevice::unpack(std::span<const Weight* const> weights) {
+  return many_rows_.unpack(weights);
 }
 
 void CpuDevice::linear(const Weight& weight, Mat x, Mat y, const float* bias) {
   const Weight* const weights[] = {&weight};
   const Mat ys[] = {y};
-  multiply_few_rows(context_, weights, x, ys, bias);
+  multiply(weights, x, ys, bias);
 }
 
 void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
-  multiply_few_rows(context_, weights, x, ys, nullptr);
+  multiply(weights, x, ys, nullptr);
+}
+
+void CpuDevice::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
+  constexpr int64_t kManyRows = 4;  // from here on, unpacked weights are the faster ones where there are any
+  if (x.rows >= kManyRows && many_rows_.has(weights)) {
+    many_rows_.multiply(weights, x, ys, bias);
+  } else {
+    multiply_few_rows(context_, weights, x, ys, bias);
+  }
 }
 
 void CpuDevice::embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) {

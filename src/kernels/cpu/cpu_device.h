@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/context.h"
+#include "kernels/cpu/many_rows.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/host_device.h"
 
@@ -11,7 +12,10 @@ namespace winnow {
 class CpuDevice : public HostDevice {
  public:
   CpuDevice(int n_threads, const CpuFeatures& features)
-      : HostDevice(n_threads), context_{pool_, memory_, features}, ops_(&choose_row_ops(features)) {}
+      : HostDevice(n_threads),
+        context_{pool_, memory_, features},
+        ops_(&choose_row_ops(features)),
+        many_rows_(context_) {}
 
   std::string_view name() const override { return "cpu"; }
   std::string description() const override;
@@ -42,12 +46,14 @@ class CpuDevice : public HostDevice {
                     std::vector<float>& scores) override;
 
  private:
+  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
   /// Calls work(row) for every row, several at a time where a row is short. `cost`: values touched in a row.
   template <typename Work>
   void for_rows(int64_t n_rows, int64_t cost, Work work);
 
   CpuContext context_;
   const RowOps* ops_;
+  ManyRows many_rows_;
 };
 
 }  // namespace winnow

@@ -1,0 +1,56 @@
+// Products of many rows (prefill): weights are unpacked once to rotated int8 (int8_ops.h), and every product spreads
+// its output over the threads in pieces that their caches hold.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attention/device.h"
+#include "kernels/cpu/context.h"
+#include "kernels/cpu/int8_ops.h"
+
+namespace winnow {
+
+class ManyRows {
+ public:
+  explicit ManyRows(CpuContext& context) : context_(&context), ops_(&choose_int8_ops(context.features)) {}
+
+  /// The weights stay unpacked while the result lives. Those whose n_in is no multiple of 16 are left out.
+  std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights);
+  /// Whether all of them are unpacked.
+  bool has(std::span<const Weight* const> weights) const;
+  /// ys[i] = x W_i^T of unpacked weights that read the same x. bias [n_out] of the only weight, or null.
+  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
+
+  const Int8Ops& ops() const { return *ops_; }
+
+ private:
+  struct Panels {  // one weight
+    int block = 0;
+    int64_t n_panels = 0;
+    size_t panel_bytes = 0;
+    Buffer bytes;
+  };
+  struct Guard : Unpacked {
+    std::vector<std::shared_ptr<const Panels>> held;
+  };
+  struct Input {  // rotated and rounded
+    int block = 0;
+    int64_t n_blocks = 0, n_tiles = 0;
+    Buffer codes, scales;
+  };
+  struct Piece;
+
+  std::shared_ptr<const Panels> find(const Weight& weight) const;
+  void pack_panel(const Weight& weight, const Panels& panels, int64_t panel, float* work) const;
+  Input quantise(Mat x, int block) const;
+  void multiply_piece(const Piece& piece, const Input& input) const;
+
+  CpuContext* context_;
+  const Int8Ops* ops_;
+  std::map<const Weight*, std::weak_ptr<const Panels>> unpacked_;
+};
+
+}  // namespace winnow
