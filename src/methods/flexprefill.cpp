@@ -177,7 +177,7 @@ class FlexPrefill final : public Selector {
     std::vector<std::pair<float, int32_t>> best;  // probability, flat index [n_block_q, n_block]
     for (size_t b = 0; b < n_block_q; ++b) {
       const int64_t last_row = std::min<int64_t>((static_cast<int64_t>(b) + 1) * s_.block, site.q.n_rows) - 1;
-      const auto n_seen = static_cast<size_t>(slot_of_row(site, kv, last_row) / s_.block + 1);
+      const auto n_seen = static_cast<size_t>(slot_of_row(site, kv, last_row) / s_.block) + 1;
       const std::span<float> row(scores.data() + b * n_key_block, n_seen);
       softmax(row);
       for (size_t c = 0; c < n_seen; ++c) best.emplace_back(row[c], static_cast<int32_t>(b * n_block + c));
