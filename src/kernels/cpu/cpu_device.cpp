@@ -46,7 +46,7 @@ void CpuDevice::multiply(std::span<const Weight* const> weights, Mat x, std::spa
   if (x.rows >= kManyRows && many_rows_.has(weights)) {
     many_rows_.multiply(weights, x, ys, bias);
   } else {
-    multiply_few_rows(context_, weights, x, ys, bias);
+    multiply_few_rows(context_, scratch_, weights, x, ys, bias);
   }
 }
 

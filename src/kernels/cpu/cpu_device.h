@@ -15,7 +15,7 @@ class CpuDevice : public HostDevice {
       : HostDevice(n_threads),
         context_{pool_, memory_, features},
         ops_(&choose_row_ops(features)),
-        many_rows_(context_) {}
+        many_rows_(context_, scratch_) {}
 
   std::string_view name() const override { return "cpu"; }
   std::string description() const override;

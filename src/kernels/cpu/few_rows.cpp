@@ -24,7 +24,7 @@ const ggml_type_traits_cpu& traits_of(Type type) {
 struct Activations {
   ggml_type type;
   size_t row_bytes;
-  Buffer rows;
+  std::shared_ptr<std::byte> rows;
 };
 
 struct Job {
@@ -37,13 +37,13 @@ struct Job {
   int64_t first_piece;
 };
 
-Activations convert(CpuContext& context, const ggml_type_traits_cpu& weight_traits, Mat x) {
+Activations convert(CpuContext& context, ScratchPool& scratch, const ggml_type_traits_cpu& weight_traits, Mat x) {
   const ggml_type type = weight_traits.vec_dot_type;
   const auto from_float = ggml_get_type_traits_cpu(type)->from_float;
   Activations result{type, ggml_row_size(type, x.cols), {}};
-  result.rows = Buffer(result.row_bytes * static_cast<size_t>(x.rows), &context.memory);
+  result.rows = scratch.lend(result.row_bytes * static_cast<size_t>(x.rows));
   context.pool.parallel_for(x.rows, [&](int64_t r, int /*thread*/) {
-    from_float(x.row(r), result.rows.data() + static_cast<size_t>(r) * result.row_bytes, x.cols);
+    from_float(x.row(r), result.rows.get() + static_cast<size_t>(r) * result.row_bytes, x.cols);
   });
   return result;
 }
@@ -57,7 +57,7 @@ void multiply_piece(const Job& job, int64_t piece, int64_t n_rows, const float* 
     const std::byte* row = w.data + static_cast<size_t>(out) * job.row_bytes;
     for (int64_t r = 0; r < n_rows; ++r) {
       float value = 0;
-      const std::byte* x = job.x->rows.data() + static_cast<size_t>(r) * job.x->row_bytes;
+      const std::byte* x = job.x->rows.get() + static_cast<size_t>(r) * job.x->row_bytes;
       job.traits->vec_dot(n, &value, 0, row, 0, x, 0, 1);
       job.y.row(r)[out] = bias == nullptr ? value : value + bias[out];
     }
@@ -66,8 +66,8 @@ void multiply_piece(const Job& job, int64_t piece, int64_t n_rows, const float* 
 
 }  // namespace
 
-void multiply_few_rows(CpuContext& context, std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
-                       const float* bias) {
+void multiply_few_rows(CpuContext& context, ScratchPool& scratch, std::span<const Weight* const> weights, Mat x,
+                       std::span<const Mat> ys, const float* bias) {
   std::vector<Activations> converted;
   converted.reserve(weights.size());  // jobs point into it
   std::vector<Job> jobs;
@@ -77,7 +77,7 @@ void multiply_few_rows(CpuContext& context, std::span<const Weight* const> weigh
     const ggml_type_traits_cpu& traits = traits_of(w.type);
     auto found = std::find_if(converted.begin(), converted.end(),
                               [&](const Activations& a) { return a.type == traits.vec_dot_type; });
-    if (found == converted.end()) found = converted.insert(converted.end(), convert(context, traits, x));
+    if (found == converted.end()) found = converted.insert(converted.end(), convert(context, scratch, traits, x));
     const size_t row_bytes = type_bytes(w.type, w.n_in);
     const auto rows_per_piece = std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / row_bytes));
     jobs.push_back({&w, ys[i], &traits, &*found, row_bytes, rows_per_piece, n_pieces});

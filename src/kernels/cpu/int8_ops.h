@@ -39,6 +39,7 @@ struct Int8Tile {
   int64_t n_blocks;
   int block;
   float* y;        // [tile_rows, 16], all of it is written
+  bool add;        // to what y holds
   int64_t stride;  // floats from one row of y to the next
 };
 

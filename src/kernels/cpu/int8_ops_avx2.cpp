@@ -83,6 +83,7 @@ void multiply(const Int8Tile& tile) {
   constexpr int kSums = kTileRows * 2;
   constexpr int kWindowBytes = kPanelChannels * kWindowInputs + 64;
   __m256 total[kSums] = {};
+  for (int i = 0; tile.add && i < kSums; ++i) total[i] = _mm256_loadu_ps(tile.y + i / 2 * tile.stride + i % 2 * 8);
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const std::byte* w = tile.panel;

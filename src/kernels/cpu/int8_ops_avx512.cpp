@@ -27,6 +27,7 @@ void pack(float* w, int64_t stride, int block, std::byte* to) {
 void multiply(const Int8Tile& tile) {
   constexpr int kWindowBytes = kPanelChannels * kWindowInputs + 64;
   __m512 total[kTileRows] = {};
+  for (int r = 0; tile.add && r < kTileRows; ++r) total[r] = _mm512_loadu_ps(tile.y + r * tile.stride);
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const std::byte* w = tile.panel;

@@ -18,6 +18,8 @@ void pack(float* w, int64_t stride, int block, std::byte* to) {
 
 void multiply(const Int8Tile& tile) {
   float total[kTileRows][kPanelChannels] = {};
+  for (int r = 0; tile.add && r < kTileRows; ++r)
+    __builtin_memcpy(total[r], tile.y + r * tile.stride, sizeof(total[r]));
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const auto* w = reinterpret_cast<const int8_t*>(tile.panel);

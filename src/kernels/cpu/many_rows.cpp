@@ -18,9 +18,10 @@ int block_of(int64_t n_in) {
   return 0;
 }
 
-// A piece of work is at most so many bytes of activations, to be read again from the second-level cache for each
-// panel, times so many panels: about half a millisecond of one core.
-constexpr size_t kPieceCodes = 192U << 10;
+// A piece of work goes over its inputs in spans, each as long as a panel's share of it stays in the first-level cache
+// from tile to tile, while the activations' share stays in the second-level cache from panel to panel.
+constexpr int64_t kSpanInputs = 1024;       // 20 KB of a panel
+constexpr int64_t kPieceCodes = 192 << 10;  // bytes of activations in a span
 constexpr int64_t kPiecePanels = 16;
 
 }  // namespace
@@ -31,6 +32,11 @@ struct ManyRows::Piece {
   const float* bias;
   int64_t first_panel, last_panel;
   int64_t first_tile, last_tile;
+};
+
+/// One call of the kernel: a panel, a tile, a span of blocks of inputs.
+struct ManyRows::Place {
+  int64_t panel, tile, begin, end;
 };
 
 std::unique_ptr<Unpacked> ManyRows::unpack(std::span<const Weight* const> weights) {
@@ -53,7 +59,7 @@ std::unique_ptr<Unpacked> ManyRows::unpack(std::span<const Weight* const> weight
     if (panels->block == 0) continue;
     panels->n_panels = (weight->n_out + kPanelChannels - 1) / kPanelChannels;
     panels->panel_bytes = static_cast<size_t>(weight->n_in / panels->block) * panel_block_bytes(panels->block);
-    panels->bytes = Buffer(panels->panel_bytes * static_cast<size_t>(panels->n_panels), &context_->memory);
+    panels->bytes = scratch_->lend(panels->panel_bytes * static_cast<size_t>(panels->n_panels));
     jobs.push_back({weight, panels.get(), n_panels});
     n_panels += panels->n_panels;
     unpacked_[weight] = panels;
@@ -83,7 +89,7 @@ void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t pa
   // Both are powers of two, and divide n_in.
   const int piece = std::max(panels.block, type_info(weight.type).block_values);
   const size_t row_bytes = type_bytes(weight.type, weight.n_in);
-  std::byte* to = panels.bytes.data() + static_cast<size_t>(panel) * panels.panel_bytes;
+  std::byte* to = panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes;
   for (int64_t begin = 0; begin < weight.n_in; begin += piece) {
     const size_t offset = type_bytes(weight.type, begin);
     for (int64_t channel = 0; channel < kPanelChannels; ++channel) {
@@ -109,11 +115,11 @@ ManyRows::Input ManyRows::quantise(Mat x, int block) const {
   input.n_blocks = x.cols / block;
   input.n_tiles = (x.rows + tile_rows - 1) / tile_rows;
   const int64_t n_rows = input.n_tiles * tile_rows;
-  input.codes = Buffer(static_cast<size_t>(n_rows * x.cols), &context_->memory);
-  input.scales = Buffer(static_cast<size_t>(n_rows * input.n_blocks) * sizeof(float), &context_->memory);
+  input.codes = scratch_->lend(static_cast<size_t>(n_rows * x.cols));
+  input.scales = scratch_->lend(static_cast<size_t>(n_rows * input.n_blocks) * sizeof(float));
   context_->pool.parallel_for(input.n_tiles, [&](int64_t tile, int /*thread*/) {
-    auto* codes = input.codes.as<uint8_t>() + tile * tile_rows * x.cols;
-    float* scales = input.scales.as<float>() + tile * tile_rows * input.n_blocks;
+    auto* codes = reinterpret_cast<uint8_t*>(input.codes.get()) + tile * tile_rows * x.cols;
+    auto* scales = reinterpret_cast<float*>(input.scales.get()) + tile * tile_rows * input.n_blocks;
     for (int64_t r = 0; r < tile_rows; ++r) {
       // The last tile repeats the last row; what comes of it is thrown away.
       const int64_t row = std::min(x.rows - 1, tile * tile_rows + r);
@@ -124,41 +130,54 @@ ManyRows::Input ManyRows::quantise(Mat x, int block) const {
 }
 
 void ManyRows::multiply_piece(const Piece& piece, const Input& input) const {
+  const int64_t span_blocks = std::max<int64_t>(1, kSpanInputs / input.block);
+  for (int64_t begin = 0; begin < input.n_blocks; begin += span_blocks) {
+    const int64_t end = std::min(input.n_blocks, begin + span_blocks);
+    for (int64_t panel = piece.first_panel; panel < piece.last_panel; ++panel) {
+      for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
+        multiply_tile(piece, input, {panel, tile, begin, end});
+      }
+    }
+  }
+}
+
+void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place& at) const {
   constexpr int kMaxTileRows = 32;
   alignas(64) float spare[kMaxTileRows * kPanelChannels];
   const int64_t tile_rows = ops_->tile_rows;
-  const Mat& y = piece.y;
-  for (int64_t panel = piece.first_panel; panel < piece.last_panel; ++panel) {
-    const int64_t column = panel * kPanelChannels;
-    const int64_t n_columns = std::min<int64_t>(kPanelChannels, y.cols - column);
-    for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-      const int64_t row = tile * tile_rows;
-      const int64_t n_rows = std::min(tile_rows, y.rows - row);
-      const bool whole = n_rows == tile_rows && n_columns == kPanelChannels && piece.bias == nullptr;
-      Int8Tile t;
-      t.codes = input.codes.as<uint8_t>() + row * input.n_blocks * input.block;
-      t.scales = input.scales.as<float>() + row * input.n_blocks;
-      t.panel = piece.panels->bytes.data() + static_cast<size_t>(panel) * piece.panels->panel_bytes;
-      t.n_blocks = input.n_blocks;
-      t.block = input.block;
-      t.y = whole ? y.row(row) + column : spare;
-      t.stride = whole ? y.stride : kPanelChannels;
-      ops_->multiply(t);
-      if (whole) continue;
-      for (int64_t r = 0; r < n_rows; ++r) {
-        for (int64_t c = 0; c < n_columns; ++c) {
-          const float add = piece.bias == nullptr ? 0.0F : piece.bias[column + c];
-          y.row(row + r)[column + c] = spare[r * kPanelChannels + c] + add;
-        }
-      }
+  const int64_t row = at.tile * tile_rows;
+  const int64_t column = at.panel * kPanelChannels;
+  const int64_t n_rows = std::min(tile_rows, piece.y.rows - row);
+  const int64_t n_columns = std::min<int64_t>(kPanelChannels, piece.y.cols - column);
+  float* y = piece.y.row(row) + column;
+  const bool whole = n_rows == tile_rows && n_columns == kPanelChannels;
+  Int8Tile tile;
+  tile.codes =
+      reinterpret_cast<const uint8_t*>(input.codes.get()) + (row * input.n_blocks + tile_rows * at.begin) * input.block;
+  tile.scales = reinterpret_cast<const float*>(input.scales.get()) + row * input.n_blocks + tile_rows * at.begin;
+  tile.panel = piece.panels->bytes.get() + static_cast<size_t>(at.panel) * piece.panels->panel_bytes +
+               static_cast<size_t>(at.begin) * panel_block_bytes(input.block);
+  tile.n_blocks = at.end - at.begin;
+  tile.block = input.block;
+  tile.y = whole ? y : spare;
+  tile.stride = whole ? piece.y.stride : kPanelChannels;
+  tile.add = whole && at.begin > 0;
+  ops_->multiply(tile);
+  const bool last = at.end == input.n_blocks;
+  if (whole && (!last || piece.bias == nullptr)) return;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t c = 0; c < n_columns; ++c) {
+      float& value = y[r * piece.y.stride + c];
+      if (!whole) value = spare[r * kPanelChannels + c] + (at.begin > 0 ? value : 0.0F);
+      if (last && piece.bias != nullptr) value += piece.bias[column + c];
     }
   }
 }
 
 void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
   const Input input = quantise(x, block_of(x.cols));
-  const auto tile_bytes = static_cast<size_t>(ops_->tile_rows * x.cols);
-  const auto tiles_at_once = std::max<int64_t>(1, static_cast<int64_t>(kPieceCodes / tile_bytes));
+  const int64_t tile_span = ops_->tile_rows * std::min(kSpanInputs, x.cols);
+  const int64_t tiles_at_once = std::max<int64_t>(1, kPieceCodes / tile_span);
   std::vector<Piece> pieces;
   for (int64_t tile = 0; tile < input.n_tiles; tile += tiles_at_once) {
     for (size_t i = 0; i < weights.size(); ++i) {

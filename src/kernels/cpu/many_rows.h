@@ -10,12 +10,14 @@
 #include "attention/device.h"
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/int8_ops.h"
+#include "kernels/scratch_pool.h"
 
 namespace winnow {
 
 class ManyRows {
  public:
-  explicit ManyRows(CpuContext& context) : context_(&context), ops_(&choose_int8_ops(context.features)) {}
+  ManyRows(CpuContext& context, ScratchPool& scratch)
+      : context_(&context), scratch_(&scratch), ops_(&choose_int8_ops(context.features)) {}
 
   /// The weights stay unpacked while the result lives. Those whose n_in is no multiple of 16 are left out.
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights);
@@ -31,7 +33,7 @@ class ManyRows {
     int block = 0;
     int64_t n_panels = 0;
     size_t panel_bytes = 0;
-    Buffer bytes;
+    std::shared_ptr<std::byte> bytes;
   };
   struct Guard : Unpacked {
     std::vector<std::shared_ptr<const Panels>> held;
@@ -39,16 +41,19 @@ class ManyRows {
   struct Input {  // rotated and rounded
     int block = 0;
     int64_t n_blocks = 0, n_tiles = 0;
-    Buffer codes, scales;
+    std::shared_ptr<std::byte> codes, scales;
   };
   struct Piece;
+  struct Place;
 
   std::shared_ptr<const Panels> find(const Weight& weight) const;
   void pack_panel(const Weight& weight, const Panels& panels, int64_t panel, float* work) const;
   Input quantise(Mat x, int block) const;
   void multiply_piece(const Piece& piece, const Input& input) const;
+  void multiply_tile(const Piece& piece, const Input& input, const Place& at) const;
 
   CpuContext* context_;
+  ScratchPool* scratch_;
   const Int8Ops* ops_;
   std::map<const Weight*, std::weak_ptr<const Panels>> unpacked_;
 };

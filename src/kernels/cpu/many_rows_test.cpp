@@ -160,20 +160,25 @@ TEST_P(ManyRowsTest, WidthsWithoutBlockTakeTheOtherWay) {
   EXPECT_LT(relative_error(product(cpu, w.weight, x, true), product(ref, w.weight, x, false)), 1e-5);
 }
 
-TEST_P(ManyRowsTest, CountsAndFreesWhatIsUnpacked) {
+TEST_P(ManyRowsTest, CountsWhatIsUnpackedAndUsesItAgain) {
   const StoredWeight a(Type::q8_0, 256, 512, 1);
   const StoredWeight b(Type::q4_K, 256, 512, 2);
   const Weight* const weights[] = {&a.weight, &b.weight};
   const int64_t before = cpu.memory().held();
+  int64_t held = 0;
   {
     const auto guard = cpu.unpack(weights);
-    const int64_t held = cpu.memory().held() - before;
+    held = cpu.memory().held() - before;
     EXPECT_GE(held, 2 * 256 * 512);
     EXPECT_LE(held, 2 * 256 * 512 * 3 / 2);
-    const auto again = cpu.unpack(weights);
+    const auto again = cpu.unpack(weights);  // the same weights
     EXPECT_EQ(cpu.memory().held() - before, held);
   }
-  EXPECT_EQ(cpu.memory().held(), before);
+  const StoredWeight c(Type::q6_K, 256, 512, 3);
+  const StoredWeight d(Type::q5_0, 256, 512, 4);
+  const Weight* const others[] = {&c.weight, &d.weight};
+  const auto guard = cpu.unpack(others);  // of the same size: the next layer's go where the last one's stood
+  EXPECT_EQ(cpu.memory().held() - before, held);
 }
 
 TEST_P(ManyRowsTest, SeveralWeightsOfOneInputEqualSingleOnes) {
