@@ -215,8 +215,7 @@ class TinyModel {
   void tensors() {
     const TinyOptions& o = options_;
     const int32_t n_q = o.n_head * o.head_dim, n_kv = o.n_head_kv * o.head_dim;
-    // gemma3 multiplies embeddings by sqrt(n_embd)
-    matrix("token_embd.weight", o.n_vocab, o.n_embd, gemma() ? 1 / std::sqrt(static_cast<float>(o.n_embd)) : 1);
+    matrix("token_embd.weight", o.n_vocab, o.n_embd);
     norm("output_norm.weight", o.n_embd);
     if (!o.tied) matrix("output.weight", o.n_vocab, o.n_embd);
     for (int32_t layer = 0; layer < o.n_layer; ++layer) {
@@ -263,9 +262,10 @@ class TinyModel {
     file_.tensor(tensor, {static_cast<int64_t>(values.size())}, static_cast<int32_t>(Type::f32), std::move(data));
   }
 
-  /// Values of deviation `gain` / sqrt(n_in): products keep the size of their inputs.
-  void matrix(const std::string& tensor, int64_t n_out, int64_t n_in, float gain = 1) {
-    const float spread = gain * (tensor == "token_embd.weight" ? 1 : 1 / std::sqrt(static_cast<float>(n_in)));
+  /// Values of deviation 1 / sqrt(n_in): products keep the size of their inputs. The embedding table has it too, so
+  /// that what the layers add outweighs the token itself and logits stay near unit size.
+  void matrix(const std::string& tensor, int64_t n_out, int64_t n_in) {
+    const float spread = 1 / std::sqrt(static_cast<float>(n_in));
     const TypeInfo& info = type_info(options_.type);
     WINNOW_ASSERT(n_in % info.block_values == 0);
     std::vector<std::byte> data(type_bytes(options_.type, n_out * n_in));
