@@ -38,7 +38,7 @@ demo: build
 	@demo/run
 
 bench: build
-	@bench/peers
+	@bench/peers $(ARGS)
 
 # The tests of one sanitizer: make asan, make tsan. TESTS narrows them to names that match.
 asan tsan: setup

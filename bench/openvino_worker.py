@@ -1,0 +1,62 @@
+"""One OpenVINO measurement for bench/peers, run by the Python of the environment that OpenVINO is installed in.
+
+  python openvino_worker.py '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1}'
+
+mode: dense, xattention or trishape. Random token ids, as llama-bench takes them; the first run after loading warms up
+and is not counted. Prints one JSON object: prefill_tok_s and, where gen > 1, decode_tok_s, each a list over reps.
+"""
+import json
+import random
+import sys
+
+import numpy
+import openvino
+import openvino_genai
+
+VOCABULARY = 30000  # ids below this are plain text in every model we use
+
+
+def scheduler(mode, n_tokens):
+    """Scheduler settings of `mode`: one batch takes the whole prompt, as the pipeline's own default does."""
+    config = openvino_genai.SchedulerConfig()
+    config.max_num_batched_tokens = 1 << 20 if mode == "dense" else 4096  # sparse prefill works chunk by chunk
+    config.cache_size = 0  # grows as needed
+    config.enable_prefix_caching = False
+    if mode == "dense":
+        return config
+    sparse = openvino_genai.SparseAttentionConfig()
+    sparse.mode = getattr(openvino_genai.SparseAttentionMode, mode.upper())
+    if mode == "xattention":
+        sparse.xattention_threshold = 0.9
+    config.use_sparse_attention = True
+    config.sparse_attention_config = sparse
+    return config
+
+
+def main():
+    task = json.loads(sys.argv[1])
+    pipe = openvino_genai.LLMPipeline(task["model"], "CPU", scheduler_config=scheduler(task["mode"], task["prompt"]),
+                                      INFERENCE_NUM_THREADS=task["threads"])
+    settings = openvino_genai.GenerationConfig()
+    settings.do_sample = False
+    settings.ignore_eos = True
+    settings.max_new_tokens = max(1, task["gen"])
+    dice = random.Random(1)
+
+    def generate(n_tokens):
+        ids = numpy.array([[dice.randrange(VOCABULARY) for _ in range(n_tokens)]], dtype=numpy.int64)
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
+        return pipe.generate(inputs, settings).perf_metrics
+
+    generate(64)
+    prefill, decode = [], []
+    for _ in range(task["reps"]):
+        metrics = generate(task["prompt"])
+        prefill.append(task["prompt"] / (metrics.get_ttft().mean / 1000))
+        if task["gen"] > 1:
+            decode.append(1000 / metrics.get_tpot().mean)
+    print(json.dumps({"prefill_tok_s": prefill, "decode_tok_s": decode, "version": openvino_genai.__version__}))
+
+
+if __name__ == "__main__":
+    main()
