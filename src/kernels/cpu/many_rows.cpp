@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/cpu/decode.h"
 #include "kernels/rows.h"
 
 namespace winnow {
@@ -89,16 +90,20 @@ void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t pa
   // Both are powers of two, and divide n_in.
   const int piece = std::max(panels.block, type_info(weight.type).block_values);
   const size_t row_bytes = type_bytes(weight.type, weight.n_in);
+  const RowDecoder decoder = choose_decoder(weight.type, context_->features);
   std::byte* to = panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes;
   for (int64_t begin = 0; begin < weight.n_in; begin += piece) {
     const size_t offset = type_bytes(weight.type, begin);
     for (int64_t channel = 0; channel < kPanelChannels; ++channel) {
       const int64_t out = panel * kPanelChannels + channel;
       float* values = work + channel * piece;
-      if (out < weight.n_out) {
-        decode_row(weight.type, weight.data + static_cast<size_t>(out) * row_bytes + offset, values, piece);
-      } else {
+      const std::byte* from = weight.data + static_cast<size_t>(out) * row_bytes + offset;
+      if (out >= weight.n_out) {
         std::fill_n(values, piece, 0.0F);
+      } else if (decoder != nullptr) {
+        decoder(from, values, piece);
+      } else {
+        decode_row(weight.type, from, values, piece);
       }
     }
     for (int part = 0; part < piece; part += panels.block) {

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/decode.h"
 #include "kernels/ref/ref_device.h"
 #include "kernels/rows.h"
 
@@ -196,6 +197,19 @@ TEST_P(ManyRowsTest, SeveralWeightsOfOneInputEqualSingleOnes) {
     std::vector<float> y(static_cast<size_t>(70 * weights[i]->n_out));
     cpu.download(y.data(), ys[i]);
     EXPECT_EQ(y, product(cpu, *weights[i], values, true));
+  }
+}
+
+TEST_P(ManyRowsTest, DecodersEqualThePlainLoops) {
+  for (const Type type : {Type::f16, Type::q4_0, Type::q4_1, Type::q5_0, Type::q5_1, Type::q6_K}) {
+    const RowDecoder decoder = choose_decoder(type, lower_features(machine_features(), GetParam()));
+    if (decoder == nullptr) continue;
+    const StoredWeight w(type, 1, 4096, 6);
+    std::vector<float> expected(4096);
+    std::vector<float> values(4096);
+    decode_row(type, w.bytes.data(), expected.data(), 4096);
+    decoder(w.bytes.data(), values.data(), 4096);
+    EXPECT_LT(relative_error(values, expected), 1e-6) << type_info(type).name;
   }
 }
 
