@@ -32,3 +32,8 @@ function(winnow_isa_flags)
     endif()
   endforeach()
 endfunction()
+
+# GCC 12 and 13 warn of overlapping copies inside std::string's own operator+ and assign, where there are none (GCC bug 105651).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14)
+  target_compile_options(winnow_flags INTERFACE -Wno-restrict)
+endif()
