@@ -29,7 +29,8 @@ namespace fs = std::filesystem;
 constexpr double kRefBound = 1e-5;
 // Products of many rows in rotated int8, of few rows with activations in 8 bits (kernels/cpu): noise by choice, bounded
 // here so that an error shows, since any wrong norm, bias, angle or window moves logits by about a spread.
-// Measured: 0.02 to 0.15 on tiny models, whose rows are too short for rounding to average out, 0.05 to 0.06 on real ones.
+// Measured: 0.02 to 0.15 on tiny models, whose rows are too short for rounding to average out, 0.05 to 0.06 on real
+// ones.
 constexpr double kTinyCpuBound = 0.2, kRealCpuBound = 0.1;
 
 nlohmann::json golden(const std::string& name) {

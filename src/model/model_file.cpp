@@ -8,7 +8,9 @@
 namespace winnow {
 namespace {
 
-constexpr int64_t kMaxSize = 1 << 24;  // of one dimension; far above any model, and two of them fit an int64_t
+// Far above any model; two of them multiplied fit an int64_t.
+constexpr int64_t kMaxSize = 1 << 24;
+constexpr int64_t kMaxHeadDim = 1 << 16;
 
 }  // namespace
 
@@ -48,8 +50,8 @@ void ModelFile::read_shape() {
   if (shape_.n_head % shape_.n_head_kv != 0) {
     fail("{}: {} query heads cannot share {} kv heads evenly", path(), shape_.n_head, shape_.n_head_kv);
   }
-  shape_.head_dim =
-      checked("attention.key_length", integer_or("attention.key_length", shape_.n_embd / shape_.n_head), 1, kMaxSize);
+  shape_.head_dim = checked("attention.key_length", integer_or("attention.key_length", shape_.n_embd / shape_.n_head),
+                            1, kMaxHeadDim);
   const int64_t value_dim = integer_or("attention.value_length", shape_.head_dim);
   if (value_dim != shape_.head_dim) {
     fail("{}: keys have {} values and values {}; winnow runs models where they are equal", path(), shape_.head_dim,
