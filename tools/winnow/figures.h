@@ -1,0 +1,26 @@
+// What a run cost, under the names that every command uses.
+#pragma once
+
+#include <string>
+
+#include "engine/generate.h"
+#include "output.h"
+
+namespace winnow {
+
+struct Figures {
+  int64_t n_prompt = 0, n_gen = 0;  // tokens read, tokens answered
+  double ttft_s = 0;
+  double prefill_tok_s = 0, decode_tok_s = 0;  // NaN where nothing was decoded
+  double density = 1, recall = 1;
+  int64_t kv_bytes = 0, peak_bytes = 0;  // peak: everything counted by the device, KV included, mapped weights not
+  double select_share = 0;
+};
+
+/// `answer` was generated on `sequence` with its figures reset before, as was the peak of the engine's memory.
+Figures measure(Engine& engine, const Sequence& sequence, const Generated& answer);
+
+/// "12,034 tokens read in 24.1 s (499 tok/s), 56 answered at 38.2 tok/s, density 31.4%, KV 147 MB"
+std::string sentence(const Figures& figures);
+
+}  // namespace winnow

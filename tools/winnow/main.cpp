@@ -1,0 +1,75 @@
+// The one program. Finds its subcommands, reads options, and turns whatever goes wrong into one sentence.
+//
+// Exit codes: 0 done, 1 refused or failed, 2 wrong use of options, 128 + signal where Ctrl-C or SIGTERM stopped it.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <new>
+
+#include "base/error.h"
+#include "command.h"
+#include "signals.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kMisused = 2;
+
+int complain(const std::string& sentence, int code) {
+  std::fflush(stdout);
+  fmt::print(stderr, "winnow: {}\n", sentence);
+  return code;
+}
+
+std::string indented(std::string_view lines) {
+  std::string text = "Examples:";
+  for (size_t begin = 0; begin < lines.size();) {
+    const size_t end = std::min(lines.find('\n', begin), lines.size());
+    text += fmt::format("\n  {}", lines.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return text;
+}
+
+int run(CLI::App& app, int argc, char** argv) {
+  std::function<void()> chosen;
+  for (const winnow::CommandInfo* info : winnow::command_roster()) {
+    CLI::App* command = app.add_subcommand(std::string(info->name), std::string(info->summary));
+    command->footer(indented(info->examples));
+    const auto action = info->add(*command);
+    command->callback([&chosen, action] { chosen = action; });
+  }
+  try {
+    app.parse(argc, argv);
+    chosen();
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::string name = "winnow";
+    for (const CLI::App* command : app.get_subcommands()) name += " " + command->get_name();
+    return complain(fmt::format("{} ({} --help tells more)", error.what(), name), kMisused);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("winnow: runs language models on long inputs and computes only the attention that matters", "winnow");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", WINNOW_VERSION);
+  app.footer("winnow COMMAND --help shows a command's options with examples.");
+  winnow::watch_signals();
+  try {
+    return run(app, argc, argv);
+  } catch (const winnow::Cancelled&) {
+    const int signal = winnow::pending_signal();
+    return complain(signal == 15 ? "stopped by a signal" : "stopped by Ctrl-C", 128 + (signal == 0 ? 2 : signal));
+  } catch (const winnow::Error& error) {
+    return complain(error.what(), kFailed);
+  } catch (const std::bad_alloc&) {
+    return complain("the system has not enough free memory for this", kFailed);
+  } catch (const std::exception& error) {
+    return complain(error.what(), kFailed);
+  }
+}
