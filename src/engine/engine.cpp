@@ -16,6 +16,12 @@ void Sequence::truncate(int32_t n) {
   methods_ = policy_.make();
 }
 
+Sequence Sequence::fork() const {
+  Sequence copy(cache_.fork(), policy_);
+  copy.tokens_ = tokens_;
+  return copy;
+}
+
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options)
     : model_(std::move(model)), device_(std::move(device)), options_(options) {
   const ModelShape& shape = model_->shape();

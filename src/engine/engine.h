@@ -58,6 +58,9 @@ class Sequence {
   void reset_stats() { stats_ = {}; }
   /// Back to the first n tokens; state of methods starts anew.
   void truncate(int32_t n);
+  /// Another sequence that goes on from here: blocks are shared until one of them writes, state of methods and figures
+  /// start anew.
+  Sequence fork() const;
 
  private:
   friend class Engine;

@@ -31,8 +31,8 @@ struct Generated {
 
 /// What somebody may watch while an answer grows. Either may be empty.
 struct GenerateHooks {
-  std::function<void(std::string_view)> text;               // the next piece, whole UTF-8 characters
-  std::function<void(std::span<const float>)> logits;       // [n_vocab] before each token is chosen
+  std::function<void(std::string_view)> text;          // the next piece, whole UTF-8 characters
+  std::function<void(std::span<const float>)> logits;  // [n_vocab] before each token is chosen
 };
 
 /// Ids of a prompt: special tokens' texts become those tokens, and BOS goes in front where the model asks for it and

@@ -59,10 +59,11 @@ void require_room(const Loaded& loaded, int64_t n_prompt, int64_t n_more, int64_
   const int64_t need = needed_bytes(engine, n_tokens) + other_bytes;
   const int64_t room = available_bytes();
   if (need > room) {
-    fail("{} tokens need about {} of memory beside the model's weights and only {} are free; a shorter prompt{} needs "
-         "less",
-         human_count(n_tokens), human_bytes(static_cast<double>(need)), human_bytes(static_cast<double>(room)),
-         engine.options().kv_type == Type::q8_0 ? "" : " or --kv q8_0");
+    fail(
+        "{} tokens need about {} of memory beside the model's weights and only {} are free; a shorter prompt{} needs "
+        "less",
+        human_count(n_tokens), human_bytes(static_cast<double>(need)), human_bytes(static_cast<double>(room)),
+        engine.options().kv_type == Type::q8_0 ? "" : " or --kv q8_0");
   }
 }
 
@@ -86,13 +87,18 @@ std::vector<int32_t> read_prompt(const Loaded& loaded, const PromptInput& input)
 }
 
 Watch::Watch(Engine& engine, const std::string& what, int64_t n_tokens)
-    : engine_(engine), progress_(what, static_cast<double>(n_tokens), "tok") {
+    : engine_(engine), progress_(what, static_cast<double>(n_tokens), "tok"), total_(static_cast<double>(n_tokens)) {
   watch_engine(&engine);
-  engine.on_progress = [this, n_tokens](double share) {
-    if (share >= 1) {
+  begin(0, n_tokens);
+}
+
+void Watch::begin(int64_t done, int64_t n) {
+  engine_.on_progress = [this, done, n](double share) {
+    const double now = static_cast<double>(done) + share * static_cast<double>(n);
+    if (now >= total_) {
       progress_.clear();
     } else {
-      progress_.update(share * static_cast<double>(n_tokens));
+      progress_.update(now);
     }
   };
 }

@@ -20,7 +20,8 @@ struct Loaded {
   std::unique_ptr<Engine> engine;
 };
 
-/// Opens the model. `engine_options` takes its kv_type and n_ctx from `options`. Throws Error for all that can be wrong.
+/// Opens the model. `engine_options` takes its kv_type and n_ctx from `options`. Throws Error for all that can be
+/// wrong.
 Loaded load(const ModelOptions& options, EngineOptions engine_options = {});
 
 /// The model's chat template; throws Error, naming --raw, where it has none.
@@ -50,11 +51,14 @@ class Watch {
   ~Watch();
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
+  /// What is read from now on are the tokens [done, done + n) of those n_tokens.
+  void begin(int64_t done, int64_t n);
   void clear() { progress_.clear(); }
 
  private:
   Engine& engine_;
   Progress progress_;
+  double total_;
 };
 
 }  // namespace winnow

@@ -61,7 +61,8 @@ int64_t needed_bytes(const Engine& engine, int64_t n_tokens) {
   const ModelShape& shape = engine.model().shape();
   const Type kv = engine.options().kv_type;
   const int64_t blocks = (n_tokens + kBlockSlots - 1) / kBlockSlots;
-  const int64_t cache = blocks * shape.n_layer * shape.n_head_kv * 2 * static_cast<int64_t>(kv_block_bytes(kv, shape.head_dim));
+  const int64_t cache =
+      blocks * shape.n_layer * shape.n_head_kv * 2 * static_cast<int64_t>(kv_block_bytes(kv, shape.head_dim));
   const int64_t kv_width = static_cast<int64_t>(shape.n_head_kv) * shape.head_dim;
   const int64_t q_width = static_cast<int64_t>(shape.n_head) * shape.head_dim;
   const int64_t row = shape.n_embd + q_width + 2 * kv_width;  // of the whole prompt: residual, q, k, v

@@ -26,10 +26,10 @@ class Table {
   bool left_ = false;
 };
 
-std::string human_bytes(double bytes);       // "147 MB" (10^6)
-std::string human_count(int64_t count);      // "12,034"
-std::string human_rate(double per_second);   // "512", "38.2": three digits
-std::string human_share(double share);       // "31.4%"
-std::string human_seconds(double seconds);   // "0.412 s"
+std::string human_bytes(double bytes);      // "147 MB" (10^6)
+std::string human_count(int64_t count);     // "12,034"
+std::string human_rate(double per_second);  // "512", "38.2": three digits
+std::string human_share(double share);      // "31.4%"
+std::string human_seconds(double seconds);  // "0.412 s"
 
 }  // namespace winnow

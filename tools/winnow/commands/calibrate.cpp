@@ -62,7 +62,9 @@ std::function<void()> add(CLI::App& app) {
       ->allow_extra_args(false)
       ->type_name("\"NAME(KEY=VALUE, ...)\"")
       ->required();
-  app.add_option("-f,--file", options->file, "a long text of the kind that will be read")->type_name("FILE")->required();
+  app.add_option("-f,--file", options->file, "a long text of the kind that will be read")
+      ->type_name("FILE")
+      ->required();
   app.add_option("-o,--out", options->out, "the calibration file to write")->type_name("OUT.json")->required();
   return [options] { run(*options); };
 }

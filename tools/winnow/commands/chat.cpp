@@ -4,6 +4,7 @@
 
 #include <csignal>
 
+#include "base/error.h"
 #include "command.h"
 #include "figures.h"
 #include "files.h"
@@ -74,7 +75,15 @@ class Chat {
     require_utf8(line, "the line");
     const bool first = messages_.empty() || messages_.back().role == "system";
     messages_.push_back({"user", (first ? document_ : std::string()) + line});
-    answer();
+    try {
+      answer();
+    } catch (const Cancelled&) {
+      throw;
+    } catch (const Error& error) {  // a question that does not fit is no reason to lose the conversation
+      if (!terminal_) throw;
+      fmt::print(stderr, "winnow: {}\n", error.what());
+      messages_.pop_back();
+    }
     return true;
   }
 
@@ -96,8 +105,9 @@ class Chat {
                                   std::fflush(stdout);
                                 },
                                 {}};
-      const Generated answer = generate(engine, sequence_, *loaded_.tokenizer,
-                                        std::span(tokens).subspan(static_cast<size_t>(common)), options_.generate, hooks);
+      const Generated answer =
+          generate(engine, sequence_, *loaded_.tokenizer, std::span(tokens).subspan(static_cast<size_t>(common)),
+                   options_.generate, hooks);
       watch.clear();
       report(answer, common);
     } catch (const Cancelled&) {
@@ -157,12 +167,11 @@ std::function<void()> add(CLI::App& app) {
 }  // namespace
 
 const CommandInfo& command_chat() {
-  static const CommandInfo kInfo = {
-      "chat", "conversation in a terminal, reusing the cache from turn to turn",
-      "winnow chat -m qwen.gguf\n"
-      "winnow chat -m qwen.gguf -f report.txt --method flexprefill --kv q8_0\n"
-      "printf 'Name a river.\\nAnd a lake.\\n' | winnow chat -m qwen.gguf --stats",
-      add};
+  static const CommandInfo kInfo = {"chat", "conversation in a terminal, reusing the cache from turn to turn",
+                                    "winnow chat -m qwen.gguf\n"
+                                    "winnow chat -m qwen.gguf -f report.txt --method flexprefill --kv q8_0\n"
+                                    "printf 'Name a river.\\nAnd a lake.\\n' | winnow chat -m qwen.gguf --stats",
+                                    add};
   return kInfo;
 }
 

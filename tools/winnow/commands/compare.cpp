@@ -169,7 +169,8 @@ std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->generate.n_max = 128;
   add_model_options(app, options->model, kCtxLimit);
-  add_methods(app, options->model.methods, "one contestant beside dense (\"A + B\": two that work together); repeatable");
+  add_methods(app, options->model.methods,
+              "one contestant beside dense (\"A + B\": two that work together); repeatable");
   add_prompt_options(app, options->input.files, options->input.prompt);
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template");

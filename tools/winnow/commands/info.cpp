@@ -41,8 +41,10 @@ Json fact(const Metadata::Value& value) {
   return std::visit(
       [](const auto& held) -> Json {
         using T = std::decay_t<decltype(held)>;
-        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) return held;
-        else return fmt::format("array of {}", held.size());
+        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>)
+          return held;
+        else
+          return fmt::format("array of {}", held.size());
       },
       value);
 }
@@ -142,9 +144,11 @@ void print_tensors(const Gguf& file, bool json) {
     std::string shape;
     for (const int64_t n : tensor.shape) shape += fmt::format("{}{}", shape.empty() ? "" : ", ", n);
     if (json) {
-      print_json({{"tensor", tensor.name}, {"type", tensor.type_name}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
+      print_json(
+          {{"tensor", tensor.name}, {"type", tensor.type_name}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
     }
-    table.add({tensor.name, tensor.type_name, fmt::format("[{}]", shape), human_count(static_cast<int64_t>(tensor.bytes))});
+    table.add(
+        {tensor.name, tensor.type_name, fmt::format("[{}]", shape), human_count(static_cast<int64_t>(tensor.bytes))});
   }
   if (!json) fmt::print("\n{}", table.text());
 }

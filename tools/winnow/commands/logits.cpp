@@ -21,8 +21,7 @@ struct Options {
 
 /// The head of a NumPy file of float32 [rows, cols]: its length is a multiple of 64 bytes.
 std::string npy_header(int64_t rows, int64_t cols) {
-  std::string dict =
-      fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", rows, cols);
+  std::string dict = fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", rows, cols);
   constexpr size_t kPreamble = 10;  // magic, version, length of the rest
   dict.resize((kPreamble + dict.size() + 1 + 63) / 64 * 64 - kPreamble - 1, ' ');
   dict += '\n';
@@ -78,11 +77,10 @@ std::function<void()> add(CLI::App& app) {
 }  // namespace
 
 const CommandInfo& command_logits() {
-  static const CommandInfo kInfo = {
-      "logits", "float32 [n_tokens, n_vocab] of one window, as a NumPy file",
-      "winnow logits -m qwen.gguf -f text.txt --ctx 256 -o logits.npy\n"
-      "winnow logits -m qwen.gguf -f text.txt --ctx 256 --device ref -o reference.npy",
-      add};
+  static const CommandInfo kInfo = {"logits", "float32 [n_tokens, n_vocab] of one window, as a NumPy file",
+                                    "winnow logits -m qwen.gguf -f text.txt --ctx 256 -o logits.npy\n"
+                                    "winnow logits -m qwen.gguf -f text.txt --ctx 256 --device ref -o reference.npy",
+                                    add};
   return kInfo;
 }
 

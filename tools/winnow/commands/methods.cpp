@@ -24,9 +24,12 @@ Json to_json(const MethodInfo& method) {
                       {"max", param.max},
                       {"whole", param.whole}});
   }
-  return {{"name", method.name},   {"title", method.title},
-          {"paper", method.paper}, {"parts", method.parts},
-          {"params", params},      {"texts", std::vector<std::string>(method.texts.begin(), method.texts.end())},
+  return {{"name", method.name},
+          {"title", method.title},
+          {"paper", method.paper},
+          {"parts", method.parts},
+          {"params", params},
+          {"texts", std::vector<std::string>(method.texts.begin(), method.texts.end())},
           {"calibrates", method.calibrate != nullptr}};
 }
 
@@ -43,8 +46,8 @@ void print_method(const MethodInfo& method) {
                fmt::format("{}{}", param.meaning, param.whole ? " (whole)" : "")});
   }
   for (const std::string_view text : method.texts) {
-    table.add({std::string(text), "none", "a file",
-               method.calibrate != nullptr ? "what `winnow calibrate` wrote" : "path"});
+    table.add(
+        {std::string(text), "none", "a file", method.calibrate != nullptr ? "what `winnow calibrate` wrote" : "path"});
   }
   fmt::print("\n{}", table.text());
 }

@@ -79,11 +79,10 @@ void run(const Options& options) {
 
   double sum = 0;
   {
-    const Watch watch(engine, "scoring", n_windows * n_ctx);
-    Progress progress("scoring", static_cast<double>(n_windows * n_ctx), "tok");
+    Watch watch(engine, "scoring", n_windows * n_ctx);
     for (int64_t w = 0; w < n_windows; ++w) {
       check_signal();
-      engine.on_progress = [&](double share) { progress.update((static_cast<double>(w) + share) * static_cast<double>(n_ctx)); };
+      watch.begin(w * n_ctx, n_ctx);
       const std::span<int32_t> window(tokens.data() + w * n_ctx, static_cast<size_t>(n_ctx));
       if (loaded.tokenizer->add_bos()) window[0] = loaded.tokenizer->bos();
       sum += score_window(engine, policy, window);

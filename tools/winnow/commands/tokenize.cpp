@@ -57,7 +57,8 @@ std::function<void()> add(CLI::App& app) {
   add_model_path(app, options->model)->required();
   app.add_option("-f,--file", options->file, "the text, any bytes (default: standard input)")->type_name("FILE");
   app.add_flag("--special", options->special, "texts of special tokens, such as <|im_end|>, become those tokens");
-  CLI::Option* lines = app.add_flag("--jsonl", options->json_lines, "a JSON string a line in, an array of ids a line out");
+  CLI::Option* lines =
+      app.add_flag("--jsonl", options->json_lines, "a JSON string a line in, an array of ids a line out");
   app.add_flag("--json", options->json, "the ids as one JSON object")->excludes(lines);
   return [options] { run(*options); };
 }

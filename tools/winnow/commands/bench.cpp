@@ -1,0 +1,239 @@
+// winnow bench: how fast a model reads and writes at several lengths and depths. `bench attend` times one attention
+// call.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <random>
+
+#include "base/error.h"
+#include "command.h"
+#include "files.h"
+#include "loaded.h"
+#include "output.h"
+#include "signals.h"
+
+namespace winnow::roster {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::vector<int> prompts = {512, 2048};
+  std::vector<int> depths = {0};
+  int n_gen = 32;
+  int n_reps = 3;
+  std::string file;
+};
+
+// Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
+constexpr std::string_view kSentences[] = {
+    "The ferry to the island leaves at seven in the morning and comes back before dusk. ",
+    "She kept the ledger in a green book, one page for every ship that entered the harbour. ",
+    "In the second year the council voted to rebuild the bridge with stone instead of timber. ",
+    "A function that returns nothing is called for what it changes, and so it must say what that is. ",
+    "Copper wire was cheaper than silver and nearly as good, which settled the question. ",
+    "Nobody remembers who planted the walnut trees along the road, but everybody eats the nuts. ",
+    "The committee measured rainfall at forty stations, in millimetres, every day for eleven years. ",
+    "If the valve sticks, close the main tap first, then loosen the four screws of the lid. ",
+    "Their grandmother told the story differently each winter, and each time it was true. ",
+    "Prices rose by 3.5 percent in March, 2.1 percent in April, and fell slightly in May. ",
+    "The telescope's mirror, 42 centimetres wide, was ground by hand in the cellar. ",
+    "When the train stopped between stations, the passengers opened the windows and listened. ",
+    "A map is not wrong because it leaves things out; it is wrong when it puts them elsewhere. ",
+    "He wrote to the editor twice, on the 4th and the 19th, and received two different answers. ",
+    "The recipe asks for two eggs, a cup of flour, a pinch of salt and more patience than time. ",
+    "for (int i = 0; i < n; ++i) total += price[i] * count[i];\n",
+};
+
+/// `n` ids of running text, the same on every call.
+std::vector<int32_t> make_tokens(const Loaded& loaded, const Options& options, int64_t n) {
+  std::vector<int32_t> tokens;
+  if (!options.file.empty()) {
+    tokens = loaded.tokenizer->encode(read_text(options.file), false);
+    if (std::ssize(tokens) < n) {
+      fail("{}: the text has {} tokens; this bench needs {}", options.file, human_count(std::ssize(tokens)),
+           human_count(n));
+    }
+  }
+  std::mt19937_64 random(1);
+  while (std::ssize(tokens) < n) {
+    const std::vector<int32_t> more = loaded.tokenizer->encode(kSentences[random() % std::size(kSentences)], false);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  tokens.resize(static_cast<size_t>(n));
+  return tokens;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+struct Row {
+  int n_prompt = 0, depth = 0;
+  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, select_share = 0;
+  int64_t kv_bytes = 0, peak_bytes = 0;
+};
+
+/// One method on one model. A depth is read once; each measurement goes on from a fork of it.
+class Bench {
+ public:
+  Bench(const Loaded& loaded, const Options& options, const Policy& policy, std::span<const int32_t> tokens)
+      : engine_(*loaded.engine), options_(options), policy_(policy), tokens_(tokens) {}
+
+  std::vector<Row> at_depth(int depth) {
+    Sequence base = engine_.start(policy_);
+    if (depth > 0) {
+      const Watch watch(engine_, fmt::format("{}: filling {} tokens", policy_.name(), depth), depth);
+      engine_.prefill(base, tokens_.first(static_cast<size_t>(depth)));
+    }
+    const double decode_tok_s = options_.n_gen > 0 ? decode(base) : NAN;
+    std::vector<Row> rows;
+    for (const int n_prompt : options_.prompts) {
+      rows.push_back(prefill(base, n_prompt));
+      rows.back().decode_tok_s = decode_tok_s;
+    }
+    return rows;
+  }
+
+ private:
+  double decode(const Sequence& base) {
+    std::vector<double> rates;
+    const Watch watch(engine_, "", 1);
+    for (int rep = 0; rep < options_.n_reps; ++rep) {
+      Sequence sequence = base.fork();
+      for (int i = 0; i < options_.n_gen; ++i) {
+        check_signal();
+        engine_.decode(sequence, tokens_[static_cast<size_t>(sequence.n_tokens())]);
+      }
+      rates.push_back(options_.n_gen / sequence.stats().decode_s);
+    }
+    return median(rates);
+  }
+
+  Row prefill(const Sequence& base, int n_prompt) {
+    Row row;
+    row.n_prompt = n_prompt;
+    row.depth = base.n_tokens();
+    std::vector<double> seconds, select;
+    for (int rep = 0; rep < options_.n_reps; ++rep) {
+      Sequence sequence = base.fork();
+      engine_.device().memory().reset_peak();
+      const Watch watch(engine_, fmt::format("{}: {} tokens at depth {}", policy_.name(), n_prompt, row.depth),
+                        n_prompt);
+      const auto start = std::chrono::steady_clock::now();
+      engine_.prefill(sequence, tokens_.subspan(static_cast<size_t>(row.depth), static_cast<size_t>(n_prompt)));
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      select.push_back(sequence.stats().select_share());
+      row.density = sequence.stats().counts.density();
+      row.kv_bytes = static_cast<int64_t>(sequence.cache().bytes());
+      row.peak_bytes = std::max(row.peak_bytes, engine_.device().memory().peak());
+    }
+    row.ttft_s = median(seconds);
+    row.prefill_tok_s = n_prompt / row.ttft_s;
+    row.select_share = median(select);
+    return row;
+  }
+
+  Engine& engine_;
+  const Options& options_;
+  const Policy& policy_;
+  std::span<const int32_t> tokens_;
+};
+
+void print_row(const Loaded& loaded, const Options& options, const Policy& policy, const Row& row) {
+  print_json({{"model", model_name(loaded)},
+              {"method", policy.name()},
+              {"device", loaded.engine->device().name()},
+              {"threads", loaded.engine->device().n_threads()},
+              {"n_prompt", row.n_prompt},
+              {"n_gen", options.n_gen},
+              {"depth", row.depth},
+              {"prefill_tok_s", row.prefill_tok_s},
+              {"decode_tok_s", row.decode_tok_s},
+              {"ttft_s", row.ttft_s},
+              {"density", row.density},
+              {"select_share", row.select_share},
+              {"kv_bytes", row.kv_bytes},
+              {"peak_bytes", row.peak_bytes}});
+}
+
+void add_row(Table& table, const Policy& policy, const Row& row) {
+  table.add({policy.name(), human_count(row.depth), human_count(row.n_prompt), human_rate(row.prefill_tok_s),
+             human_rate(row.decode_tok_s), human_seconds(row.ttft_s), human_share(row.density),
+             human_share(row.select_share), human_bytes(static_cast<double>(row.kv_bytes)),
+             human_bytes(static_cast<double>(row.peak_bytes))});
+}
+
+void run(const Options& options) {
+  const Loaded loaded = load(options.model);
+  Engine& engine = *loaded.engine;
+  std::vector<Policy> policies;
+  for (const std::string& text : options.model.methods) {
+    policies.emplace_back(split_methods(text), engine.method_shape());
+  }
+  if (policies.empty()) policies.emplace_back(std::vector<std::string>{}, engine.method_shape());
+  const int64_t longest =
+      *std::max_element(options.depths.begin(), options.depths.end()) +
+      int64_t{std::max(*std::max_element(options.prompts.begin(), options.prompts.end()), options.n_gen)};
+  require_room(loaded, longest - 1, 1);
+  const std::vector<int32_t> tokens = make_tokens(loaded, options, longest);
+  {
+    // Once through every layer, so that the file's pages and the products' code are there.
+    Sequence warm = engine.start(Policy());
+    const Watch watch(engine, "warming up", 1);
+    engine.prefill(warm, std::span(tokens).first(std::min<size_t>(tokens.size(), 64)));
+  }
+  Table table(
+      {"method", "depth", "prompt", "read tok/s", "write tok/s", "first token", "density", "selecting", "KV", "peak"});
+  for (const Policy& policy : policies) {
+    Bench bench(loaded, options, policy, tokens);
+    for (const int depth : options.depths) {
+      for (const Row& row : bench.at_depth(depth)) {
+        add_row(table, policy, row);
+        if (options.model.json) print_row(loaded, options, policy, row);
+      }
+    }
+  }
+  if (options.model.json) return;
+  fmt::print("{}, device {} with {} threads, medians of {}\n\n{}", model_name(loaded), engine.device().name(),
+             engine.device().n_threads(), options.n_reps, table.text());
+}
+
+std::function<void()> add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  add_model_options(app, options->model, kCtxLimit);
+  add_methods(app, options->model.methods, "measure this instead of dense (\"A + B\": two together); repeatable");
+  app.add_option("--prompt", options->prompts, "tokens to read, a list (default 512,2048)")
+      ->delimiter(',')
+      ->check(whole_between(1, 1 << 24))
+      ->type_name("N,N");
+  app.add_option("--gen", options->n_gen, "tokens to write at each depth (default 32)")
+      ->check(whole_between(0, 1 << 24))
+      ->type_name("N");
+  app.add_option("--depth", options->depths, "tokens in the cache before, a list (default 0)")
+      ->delimiter(',')
+      ->check(whole_between(0, 1 << 24))
+      ->type_name("N,N");
+  app.add_option("--reps", options->n_reps, "measurements of each, whose median counts (default 3)")
+      ->check(whole_between(1, 1000))
+      ->type_name("N");
+  app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
+      ->type_name("FILE");
+  return [options] { run(*options); };
+}
+
+}  // namespace
+
+const CommandInfo& command_bench() {
+  static const CommandInfo kInfo = {
+      "bench", "how fast a model reads and writes",
+      "winnow bench -m qwen.gguf --prompt 512,2048,8192 --gen 32 --depth 0,8192\n"
+      "winnow bench -m qwen.gguf --prompt 32768 --gen 0 --method dense --method flexprefill --reps 3 --json",
+      add};
+  return kInfo;
+}
+
+}  // namespace winnow::roster
