@@ -1,0 +1,340 @@
+#include "attention/problem.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <set>
+
+#include "base/error.h"
+#include "kernels/ref/attention.h"
+
+namespace winnow {
+namespace {
+
+constexpr std::array<Type, 4> kKvTypes{Type::f32, Type::f16, Type::bf16, Type::q8_0};
+
+double number(std::string_view key, std::string_view text, double min, double max) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < min || value > max) {
+    fail("problem: {}={} is not a number from {} to {}", key, text, min, max);
+  }
+  return value;
+}
+
+int64_t whole(std::string_view key, std::string_view text, int64_t min, int64_t max) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < min || value > max) {
+    fail("problem: {}={} is not a whole number from {} to {}", key, text, min, max);
+  }
+  return value;
+}
+
+Type kv_type(std::string_view key, std::string_view text) {
+  for (const Type type : kKvTypes) {
+    if (type_info(type).name == text) return type;
+  }
+  fail("problem: {}={} is not a type of the cache: f32, f16, bf16 or q8_0", key, text);
+}
+
+struct Key {
+  std::string_view name;
+  std::function<void(Problem&, std::string_view name, std::string_view value)> set;
+};
+
+template <typename T>
+Key whole_key(std::string_view name, T Problem::*member, int64_t min, int64_t max) {
+  return {name, [=](Problem& p, std::string_view key, std::string_view value) {
+            p.*member = static_cast<T>(whole(key, value, min, max));
+          }};
+}
+
+Key real_key(std::string_view name, double Problem::*member, double min, double max) {
+  return {name,
+          [=](Problem& p, std::string_view key, std::string_view value) { p.*member = number(key, value, min, max); }};
+}
+
+const std::vector<Key>& keys() {
+  constexpr int64_t kMost = 1 << 24;
+  static const std::vector<Key> kKeys{
+      whole_key("rows", &Problem::rows, 1, kMost),
+      whole_key("slots", &Problem::slots, 1, kMost),
+      whole_key("heads", &Problem::heads, 1, 1024),
+      whole_key("kv", &Problem::kv, 1, 1024),
+      whole_key("dim", &Problem::dim, 8, 1024),
+      {"type",
+       [](Problem& p, std::string_view key, std::string_view value) { p.k_type = p.v_type = kv_type(key, value); }},
+      {"ktype", [](Problem& p, std::string_view key, std::string_view value) { p.k_type = kv_type(key, value); }},
+      {"vtype", [](Problem& p, std::string_view key, std::string_view value) { p.v_type = kv_type(key, value); }},
+      real_key("density", &Problem::density, 0, 1),
+      whole_key("block_q", &Problem::block_q, 64, 128),
+      whole_key("block_k", &Problem::block_k, 64, 128),
+      whole_key("columns", &Problem::columns, 0, kMost),
+      whole_key("unaligned", &Problem::unaligned, 0, 1),
+      whole_key("shared", &Problem::shared, 0, 1),
+      whole_key("window", &Problem::window, 0, kMost),
+      real_key("softcap", &Problem::softcap, 0, 1e6),
+      whole_key("bias", &Problem::bias, 0, 1),
+      real_key("holes", &Problem::holes, 0, 0.99),
+      real_key("skip", &Problem::skip, 0, 0.999),
+      whole_key("threads", &Problem::threads, 0, 4096),
+      whole_key("seed", &Problem::seed, 0, std::numeric_limits<int32_t>::max()),
+  };
+  return kKeys;
+}
+
+/// The words of `text`, split at blanks.
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  while (true) {
+    const size_t begin = text.find_first_not_of(" \t\n");
+    if (begin == std::string_view::npos) return words;
+    text.remove_prefix(begin);
+    const size_t length = std::min(text.find_first_of(" \t\n"), text.size());
+    words.push_back(text.substr(0, length));
+    text.remove_prefix(length);
+  }
+}
+
+void check(const Problem& p) {
+  if (p.heads % p.kv != 0) fail("problem: heads={} is not a multiple of kv={}", p.heads, p.kv);
+  if (p.dim % 8 != 0) fail("problem: dim={} is not a multiple of 8", p.dim);
+  for (const Type type : {p.k_type, p.v_type}) {
+    const TypeInfo& info = type_info(type);
+    if (p.dim % info.block_values != 0) {
+      fail("problem: type {} needs a dim that is a multiple of {}, not {}", info.name, info.block_values, p.dim);
+    }
+  }
+  for (const int32_t block : {p.block_q, p.block_k}) {
+    if (block != 64 && block != 128) fail("problem: a block size is {}; it must be 64 or 128", block);
+  }
+  if (p.rows > p.n_slots()) fail("problem: rows={} is more than slots={}", p.rows, p.n_slots());
+}
+
+/// splitmix64: small, fast, and the same on every platform.
+uint64_t next_random(uint64_t& state) {
+  state += 0x9e3779b97f4a7c15U;
+  uint64_t z = state;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+  return z ^ (z >> 31);
+}
+
+double uniform(uint64_t& state) {
+  return static_cast<double>(next_random(state) >> 11) * 0x1p-53;
+}
+
+/// Sum of four uniform numbers, scaled to variance 1: near enough to normal, and cheap.
+float normal(uint64_t& state) {
+  const uint64_t bits = next_random(state);
+  double sum = 0;
+  for (int i = 0; i < 4; ++i) sum += static_cast<double>((bits >> (16 * i)) & 0xffffU);
+  return static_cast<float>((sum / 65536 - 2) * 1.7320508);
+}
+
+int64_t below(uint64_t& state, int64_t n) {
+  return static_cast<int64_t>(next_random(state) % static_cast<uint64_t>(n));
+}
+
+void encode_row(const std::vector<float>& values, Type type, std::byte* to) {
+  if (type == Type::q8_0) {
+    for (size_t begin = 0; begin < values.size(); begin += 32, to += 34) {
+      float largest = 0;
+      for (size_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::abs(values[i]));
+      const uint16_t scale = f32_to_f16(largest / 127);
+      std::memcpy(to, &scale, 2);
+      for (size_t i = 0; i < 32; ++i) {
+        const float q = largest == 0 ? 0 : std::round(values[begin + i] / (largest / 127));
+        to[2 + i] = static_cast<std::byte>(static_cast<int8_t>(std::clamp(q, -127.0F, 127.0F)));
+      }
+    }
+    return;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (type == Type::f32) {
+      std::memcpy(to + i * 4, &values[i], 4);
+    } else {
+      const uint16_t bits = type == Type::f16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+      std::memcpy(to + i * 2, &bits, 2);
+    }
+  }
+}
+
+}  // namespace
+
+Problem parse_problem(std::string_view text) {
+  const std::vector<std::string_view> words = words_of(text);
+  Problem problem;
+  if (words.empty() || (words[0] != "prefill" && words[0] != "decode")) {
+    fail("problem: \"{}\" begins neither with prefill nor with decode", text);
+  }
+  if (words[0] == "decode") {
+    problem.rows = 1;
+    problem.slots = 32768;
+  }
+  for (size_t i = 1; i < words.size(); ++i) {
+    const size_t equal = words[i].find('=');
+    const std::string_view name = words[i].substr(0, equal);
+    const auto key = std::find_if(keys().begin(), keys().end(), [name](const Key& k) { return k.name == name; });
+    if (equal == std::string_view::npos || key == keys().end()) {
+      std::string known;
+      for (const Key& k : keys()) known += fmt::format("{}{}", known.empty() ? "" : ", ", k.name);
+      fail("problem: \"{}\" is not KEY=VALUE with one of the keys {}", words[i], known);
+    }
+    key->set(problem, name, words[i].substr(equal + 1));
+  }
+  check(problem);
+  return problem;
+}
+
+std::string_view problem_help() {
+  return R"(prefill|decode KEY=VALUE ...
+  rows       query rows, the last ones of the sequence (prefill 1024, decode 1)
+  slots      cache slots of each kv head (prefill: as many as rows; decode: 32768)
+  heads, kv  query heads and kv heads (8, 2)
+  dim        head size, a multiple of 8 (64)
+  type       of the cache: f32, f16, bf16 or q8_0 (f16); ktype and vtype set one of the two
+  density    share of the key blocks that each query block computes, the diagonal always among them (1)
+  block_q, block_k  rows and slots of a block, 64 or 128 (64)
+  columns    single slots beside the blocks of each query block (0)
+  unaligned  1: blocks begin at any slot (0)
+  shared     1: all heads share their lists (0)
+  window     sliding window in positions, 0: none
+  softcap    0: none
+  bias       1: slots carry a bias (0)
+  holes      share of the positions that were dropped from the cache (0)
+  skip       lambda of skip-softmax, 0: off
+  threads    0: all cores
+  seed       of the random numbers (1)
+)";
+}
+
+ProblemData::ProblemData(const Problem& problem, int copies) : problem_(problem), state_(problem.seed) {
+  const auto n_rows = static_cast<size_t>(problem.rows);
+  const auto n_heads = static_cast<size_t>(problem.heads);
+  const auto dim = static_cast<size_t>(problem.dim);
+  q_.resize(n_rows * n_heads * dim);
+  for (float& x : q_) x = normal(state_);
+  o_.assign(q_.size(), 0.0F);
+  lse_.assign(n_rows * n_heads, 0.0F);
+  make_positions();
+  make_caches(copies);
+  if (problem.sparse()) make_selection();
+  const auto stride = static_cast<int64_t>(n_heads * dim);
+  args_.q = {q_.data(), problem.rows, problem.heads, problem.dim, stride};
+  args_.kv = {problem.k_type, problem.v_type, problem.dim, heads_[0]};
+  args_.limit = limit_.data();
+  args_.selection = problem.sparse() ? &selection_ : nullptr;
+  args_.scale = 1 / std::sqrt(static_cast<float>(problem.dim));
+  args_.softcap = static_cast<float>(problem.softcap);
+  args_.window = problem.window;
+  if (problem.skip > 0) {
+    skip_.assign(n_heads, static_cast<float>(std::log(problem.skip)));
+    args_.skip = skip_.data();
+  }
+  args_.o = {o_.data(), problem.rows, problem.heads, problem.dim, stride};
+  args_.lse = lse_.data();
+}
+
+AttnArgs ProblemData::args_of_copy(int copy) const {
+  AttnArgs args = args_;
+  args.kv.heads = heads_[static_cast<size_t>(copy)];
+  return args;
+}
+
+int64_t ProblemData::kv_bytes() const {
+  const size_t row = type_bytes(problem_.k_type, problem_.dim) + type_bytes(problem_.v_type, problem_.dim);
+  return static_cast<int64_t>(row) * problem_.n_slots() * problem_.kv;
+}
+
+/// Positions of slots, with holes between them, and the position of each row: the last rows of the sequence.
+void ProblemData::make_positions() {
+  int32_t position = 0;
+  for (int64_t slot = 0; slot < problem_.n_slots(); ++slot, ++position) {
+    while (uniform(state_) < problem_.holes) ++position;
+    idx_.push_back(position);
+    if (problem_.bias) bias_.push_back(normal(state_));
+  }
+  for (int64_t row = 0; row < problem_.rows; ++row) {
+    limit_.push_back(idx_.back() - static_cast<int32_t>(problem_.rows - 1 - row));
+  }
+}
+
+void ProblemData::make_caches(int copies) {
+  const size_t k_row = type_bytes(problem_.k_type, problem_.dim);
+  const size_t v_row = type_bytes(problem_.v_type, problem_.dim);
+  const auto n_blocks = static_cast<size_t>((problem_.n_slots() + kBlockSlots - 1) / kBlockSlots);
+  std::vector<float> values(static_cast<size_t>(problem_.dim));
+  const auto add_block = [&](size_t row_bytes, Type type) {
+    std::vector<std::byte>& block = blocks_.emplace_back(row_bytes * kBlockSlots);
+    for (size_t slot = 0; slot < kBlockSlots; ++slot) {
+      for (float& x : values) x = normal(state_);
+      encode_row(values, type, block.data() + slot * row_bytes);
+    }
+  };
+  for (int copy = 0; copy < copies; ++copy) {
+    heads_.emplace_back();
+    for (int32_t h = 0; h < problem_.kv; ++h) {
+      auto& k = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>());
+      auto& v = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>());
+      for (size_t b = 0; b < n_blocks; ++b) {
+        if (copy == 0) {
+          add_block(k_row, problem_.k_type);
+          add_block(v_row, problem_.v_type);
+        } else {  // the same numbers at another place
+          blocks_.push_back(std::vector(blocks_[2 * (static_cast<size_t>(h) * n_blocks + b)]));
+          blocks_.push_back(std::vector(blocks_[2 * (static_cast<size_t>(h) * n_blocks + b) + 1]));
+        }
+        k->push_back((blocks_.end() - 2)->data());
+        v->push_back((blocks_.end() - 1)->data());
+      }
+      heads_.back().push_back({*k, *v, static_cast<int32_t>(problem_.n_slots()),
+                               problem_.holes > 0 ? idx_.data() : nullptr, problem_.bias ? bias_.data() : nullptr});
+    }
+  }
+}
+
+void ProblemData::make_selection() {
+  selection_.block_q = problem_.block_q;
+  selection_.block_k = problem_.block_k;
+  selection_.n_head = problem_.shared ? 1 : problem_.heads;
+  selection_.n_block_q = static_cast<int32_t>((problem_.rows + problem_.block_q - 1) / problem_.block_q);
+  selection_.block_ptr = {0};
+  selection_.column_ptr = {0};
+  for (int32_t head = 0; head < selection_.n_head; ++head) {
+    for (int32_t block = 0; block < selection_.n_block_q; ++block) make_list(block);
+  }
+}
+
+/// The lists of one query block: the block that holds its last key, others at random, then columns between them.
+void ProblemData::make_list(int64_t block) {
+  const auto last_row = std::min(problem_.rows, (block + 1) * problem_.block_q) - 1;
+  const int32_t limit = limit_[static_cast<size_t>(last_row)];
+  const auto n_seen = static_cast<int64_t>(std::upper_bound(idx_.begin(), idx_.end(), limit) - idx_.begin());
+  const int64_t offset = problem_.unaligned ? below(state_, problem_.block_k) : 0;  // blocks begin this much earlier
+  const int64_t n_blocks = (n_seen + offset + problem_.block_k - 1) / problem_.block_k;
+  const auto wanted = static_cast<int64_t>(std::llround(problem_.density * static_cast<double>(n_blocks)));
+  std::set<int64_t> chosen;
+  if (n_blocks > 0 && wanted > 0) chosen.insert(n_blocks - 1);
+  while (static_cast<int64_t>(chosen.size()) < wanted) chosen.insert(below(state_, n_blocks));
+  if (offset > 0) chosen.erase(0);  // it would begin before slot 0
+  for (const int64_t b : chosen) {
+    selection_.block_begin.push_back(static_cast<int32_t>(b * problem_.block_k - offset));
+  }
+  std::set<int32_t> columns;
+  for (int32_t i = 0; i < problem_.columns && n_seen > 0; ++i) {
+    const int64_t slot = below(state_, n_seen);
+    if (chosen.count((slot + offset) / problem_.block_k) == 0) columns.insert(static_cast<int32_t>(slot));
+  }
+  selection_.column.insert(selection_.column.end(), columns.begin(), columns.end());
+  selection_.block_ptr.push_back(static_cast<int32_t>(selection_.block_begin.size()));
+  selection_.column_ptr.push_back(static_cast<int32_t>(selection_.column.size()));
+}
+
+}  // namespace winnow

@@ -1,0 +1,102 @@
+// Checks and times a problem on a device.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "attention/problem.h"
+#include "kernels/ref/attention.h"
+
+namespace winnow {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// ref takes about this many (row, slot) pairs of one head in a second; larger problems are compared on a sample.
+constexpr int64_t kCheckedPairs = 1 << 22;
+// Timing of few rows goes round through caches of this size, so that no processor cache holds them.
+constexpr int64_t kTimedBytes = int64_t{512} << 20;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Compares the device's result with ref's, in whole query tiles spread evenly over the rows.
+void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
+  const int64_t n_tiles = (problem.rows + kVoteRows - 1) / kVoteRows;
+  const int64_t pairs = std::min<int64_t>(kVoteRows, problem.rows) * problem.n_slots() * problem.heads;
+  const int64_t checked = std::clamp<int64_t>(kCheckedPairs / std::max<int64_t>(pairs, 1), 1, n_tiles);
+  for (int64_t i = 0; i < checked; ++i) {
+    // The last tile is always among them: it sees most.
+    const int64_t begin = (n_tiles - 1 - i * n_tiles / checked) / 2 * 2 * kVoteRows;
+    const int64_t n = std::min<int64_t>(kVoteRows, problem.rows - begin);
+    AttnArgs args = data.args();
+    std::vector<float> o(static_cast<size_t>(n * args.o.stride));
+    std::vector<float> lse(static_cast<size_t>(n * problem.heads));
+    args.q = args.q.rows(begin, n);
+    args.limit += begin;
+    args.first_row += begin;
+    args.o = {o.data(), n, problem.heads, problem.dim, args.o.stride};
+    args.lse = lse.data();
+    ref::attend(args);
+    for (size_t j = 0; j < o.size(); ++j) {
+      const double difference = std::abs(o[j] - data.o()[static_cast<size_t>(begin * args.o.stride) + j]);
+      result.max_error = std::isnan(difference) ? difference : std::max(result.max_error, difference);
+    }
+    result.rows_checked += n;
+  }
+}
+
+/// GB/s of a plain read of memory by all threads of the device.
+double read_speed(Device& device) {
+  const std::vector<uint64_t> memory(static_cast<size_t>(kTimedBytes) / 2 / sizeof(uint64_t), 1);
+  constexpr int64_t kPiece = 1 << 17;
+  const auto n_pieces = static_cast<int64_t>(memory.size()) / kPiece;
+  std::atomic<uint64_t> total{0};
+  double best = 0;
+  for (int repetition = 0; repetition < 5; ++repetition) {
+    const auto start = Clock::now();
+    device.for_each(n_pieces, [&](int64_t item, int /*thread*/) {
+      uint64_t sum = 0;
+      for (int64_t i = item * kPiece; i < (item + 1) * kPiece; ++i) sum += memory[static_cast<size_t>(i)];
+      total += sum;
+    });
+    best = std::max(best, static_cast<double>(memory.size() * sizeof(uint64_t)) / seconds_since(start) / 1e9);
+  }
+  return best;
+}
+
+}  // namespace
+
+ProblemResult run_problem(Device& device, const Problem& problem, double seconds) {
+  const bool few = problem.rows <= kVoteRows;
+  int copies = 1;
+  if (few) {
+    const ProblemData one(problem);
+    copies = static_cast<int>(std::clamp<int64_t>(kTimedBytes / std::max<int64_t>(one.kv_bytes(), 1), 1, 64));
+  }
+  ProblemData data(problem, copies);
+  ProblemResult result;
+  AttnArgs args = data.args();
+  args.counts = &result.counts;
+  device.attend(args);
+  device.sync();
+  compare(data, problem, result);
+
+  result.seconds = std::numeric_limits<double>::infinity();
+  const auto start = Clock::now();
+  for (int i = 0; i < 3 || seconds_since(start) < seconds; ++i) {
+    const auto begin = Clock::now();
+    device.attend(data.args_of_copy(i % copies));
+    device.sync();
+    result.seconds = std::min(result.seconds, seconds_since(begin));
+  }
+  result.gflops = 4e-9 * problem.dim * static_cast<double>(result.counts.computed) / result.seconds;
+  result.peak_gflops = device.peak_gflops();
+  result.gb_per_second = static_cast<double>(data.kv_bytes()) / result.seconds / 1e9;
+  result.read_gb_second = read_speed(device);
+  return result;
+}
+
+}  // namespace winnow

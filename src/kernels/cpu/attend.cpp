@@ -1,0 +1,183 @@
+// Prefill on the CPU: K and V of a kv head are unpacked once into the kernel's own form, then its query tiles (64 rows
+// of one head) are computed in any order by all threads.
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "kernels/cpu/attend_lists.h"
+#include "kernels/cpu/attention.h"
+
+namespace winnow::cpu {
+namespace {
+
+// Unpacked K and V of as many kv heads as fit here are computed together, so that short prompts keep all threads busy.
+constexpr size_t kUnpackedBytes = size_t{64} << 20;
+// Up to this many rows are memory-bound: their time is the reading of the cache.
+constexpr int64_t kFewRows = 8;
+
+class Prefill {
+ public:
+  Prefill(const AttendKernel& kernel, CpuContext& context, const AttnArgs& args)
+      : kernel_(kernel),
+        context_(context),
+        args_(args),
+        n_kv_(static_cast<int32_t>(args.kv.heads.size())),
+        group_(args.q.n_head / n_kv_),
+        tile_bytes_((kernel.tile_bytes(args.q.head_dim) + 63) / 64 * 64),
+        scratch_(tile_bytes_ * static_cast<size_t>(context.pool.size()), &context.memory) {}
+
+  void run() {
+    int32_t most_slots = 0;
+    for (const KvHead& head : args_.kv.heads) most_slots = std::max(most_slots, head.n_slots);
+    const int32_t n_slots = (most_slots + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+    const size_t bytes = (kernel_.kv_bytes(n_slots, args_.q.head_dim) + 63) / 64 * 64;
+    const auto fit = static_cast<int32_t>(kUnpackedBytes / std::max<size_t>(2 * bytes, 1));
+    const int32_t at_once = std::clamp(fit, 1, n_kv_);
+    const Buffer unpacked(2 * bytes * static_cast<size_t>(at_once), &context_.memory);
+    for (int32_t first = 0; first < n_kv_; first += at_once) {
+      heads_.clear();
+      for (int32_t h = first; h < std::min(first + at_once, n_kv_); ++h) {
+        std::byte* at = unpacked.data() + 2 * bytes * static_cast<size_t>(h - first);
+        const KvHead& kv = args_.kv.heads[static_cast<size_t>(h)];
+        heads_.push_back({h,
+                          visible_slots(kv, args_.limit, args_.q.n_rows, args_.window),
+                          {at, at + bytes, n_slots, args_.q.head_dim}});
+      }
+      unpack();
+      compute();
+    }
+    if (args_.counts != nullptr) {
+      args_.counts->permitted += permitted_;
+      args_.counts->computed += computed_.load();
+    }
+  }
+
+ private:
+  struct Head {
+    int32_t kv_head;
+    Visible visible;
+    UnpackedKv kv;
+  };
+
+  struct Block {
+    const Head* head;
+    int32_t block;
+  };
+
+  /// Cache blocks of one kv head that any row of its group reads.
+  std::vector<Block> needed_blocks(const Head& head) const {
+    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head.kv_head)];
+    std::vector<char> needed(static_cast<size_t>((kv.n_slots + kBlockSlots - 1) / kBlockSlots), 0);
+    const auto mark = [&needed](int32_t begin, int32_t end) {
+      for (int32_t at = begin / kBlockSlots; at * kBlockSlots < end; ++at) needed[static_cast<size_t>(at)] = 1;
+    };
+    for (int64_t row = 0; row < args_.q.n_rows; row += kTileRows) {
+      const int32_t low = head.visible.begin[static_cast<size_t>(row)];
+      const int32_t high = head.visible.end[static_cast<size_t>(std::min(row + kTileRows, args_.q.n_rows) - 1)];
+      for (int32_t h = head.kv_head * group_; h < (head.kv_head + 1) * group_; ++h) {
+        const KeyLists lists = lists_of(args_, h, row, kv.n_slots);
+        for (const int32_t begin : lists.block) mark(std::max(begin, low), std::min(begin + lists.block_k, high));
+        for (const int32_t slot : lists.column) {
+          if (slot >= low && slot < high) mark(slot, slot + 1);
+        }
+        if (args_.selection == nullptr || args_.selection->n_head <= 1) break;  // the others read the same
+      }
+    }
+    std::vector<Block> blocks;
+    for (size_t i = 0; i < needed.size(); ++i) {
+      if (needed[i] != 0) blocks.push_back({&head, static_cast<int32_t>(i)});
+    }
+    return blocks;
+  }
+
+  void unpack() {
+    std::vector<Block> blocks;
+    for (const Head& head : heads_) {
+      const std::vector<Block> more = needed_blocks(head);
+      blocks.insert(blocks.end(), more.begin(), more.end());
+    }
+    context_.pool.parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t item, int /*thread*/) {
+      const Block& block = blocks[static_cast<size_t>(item)];
+      const KvHead& kv = args_.kv.heads[static_cast<size_t>(block.head->kv_head)];
+      const auto at = static_cast<size_t>(block.block);
+      kernel_.unpack_k(kv.k[at], args_.kv.k_type, block.block, block.head->kv);
+      kernel_.unpack_v(kv.v[at], args_.kv.v_type, block.block, block.head->kv);
+    });
+  }
+
+  void compute() {
+    for (const Head& head : heads_) permitted_ += head.visible.pairs() * group_;
+    const int64_t n_tiles = (args_.q.n_rows + kTileRows - 1) / kTileRows;
+    const int64_t n_heads = static_cast<int64_t>(heads_.size()) * group_;
+    // Late rows see most and come first; what is left for the end is small, so threads finish together.
+    context_.pool.parallel_for(n_tiles * n_heads, [&](int64_t item, int thread) {
+      const auto h = static_cast<int32_t>(item % n_heads);
+      const Head& head = heads_[static_cast<size_t>(h / group_)];
+      tile(head, head.kv_head * group_ + h % group_, (n_tiles - 1 - item / n_heads) * kTileRows, thread);
+    });
+  }
+
+  void tile(const Head& head, int32_t q_head, int64_t row, int thread) {
+    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head.kv_head)];
+    const KeyLists lists = lists_of(args_, q_head, row, kv.n_slots);
+    const QueryTile tile{.q = args_.q.at(row, q_head),
+                         .q_stride = args_.q.stride,
+                         .o = args_.o.at(row, q_head),
+                         .o_stride = args_.o.stride,
+                         .lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.q.n_head + q_head,
+                         .lse_stride = args_.q.n_head,
+                         .n_rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, args_.q.n_rows - row)),
+                         .begin = head.visible.begin.data() + row,
+                         .end = head.visible.end.data() + row,
+                         .bias = kv.bias,
+                         .scale = args_.scale,
+                         .softcap = args_.softcap,
+                         .skip = args_.skip == nullptr ? -std::numeric_limits<float>::infinity() : args_.skip[q_head],
+                         .column = lists.column,
+                         .block = lists.block,
+                         .block_k = lists.block_k};
+    computed_ += kernel_.attend_tile(tile, head.kv, scratch_.data() + tile_bytes_ * static_cast<size_t>(thread));
+  }
+
+  const AttendKernel& kernel_;
+  CpuContext& context_;
+  const AttnArgs& args_;
+  int32_t n_kv_;
+  int32_t group_;
+  size_t tile_bytes_;
+  Buffer scratch_;
+  std::vector<Head> heads_;  // those that are unpacked now
+  int64_t permitted_ = 0;
+  std::atomic<int64_t> computed_{0};
+};
+
+}  // namespace
+
+std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features) {
+  static const std::vector<const AttendKernel*> kAll {
+#if defined(__x86_64__)
+    &kAttendAvx512, &kAttendAvx2,
+#elif defined(__aarch64__)
+    &kAttendNeon,
+#endif
+        &kAttendPortable
+  };
+  size_t first = 0;
+  while (!kAll[first]->runs_on(features)) ++first;
+  return std::span(kAll).subspan(first);
+}
+
+void attend_many(const AttendKernel& kernel, CpuContext& context, const AttnArgs& args) {
+  Prefill(kernel, context, args).run();
+}
+
+void attend_with(const AttendKernel& kernel, CpuContext& context, const AttnArgs& args) {
+  if (args.q.n_rows <= 0) return;
+  (args.q.n_rows <= kFewRows ? attend_few : attend_many)(kernel, context, args);
+}
+
+void attend(CpuContext& context, const AttnArgs& args) {
+  attend_with(*attend_kernels(context.features).front(), context, args);
+}
+
+}  // namespace winnow::cpu

@@ -1,0 +1,140 @@
+// The products of attend_tile.h in float32, and the unpacking of cache blocks to float32 rows.
+#pragma once
+
+#include "kernels/cpu/attend_tile.h"
+
+namespace winnow::cpu {
+namespace {
+
+/// Calls f with the codec of `type`.
+template <typename F>
+inline void with_codec(Type type, const F& f) {
+  switch (type) {
+    case Type::f32:
+      return f(CodecF32{});
+    case Type::bf16:
+      return f(CodecBf16{});
+    case Type::q8_0:
+      return f(CodecQ8{});
+    default:
+      return f(CodecF16{});
+  }
+}
+
+/// One row [head_dim] as float32. A tail shorter than a vector is copied by way of a whole one, so the codec's row is
+/// read only where it has whole vectors; head sizes that are no multiple of the lanes take the values one by one.
+template <typename Codec>
+inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
+  int32_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) store(to + d, Codec::load(row, d));
+  if (d == head_dim) return;
+  // The last whole vector that ends with the row; head sizes are at least 8, vectors may be wider.
+  alignas(64) std::byte copy[4 * kLanes] = {};
+  const int64_t offset = Codec::row_bytes(d);
+  __builtin_memcpy(copy, row + offset, static_cast<size_t>(Codec::row_bytes(head_dim) - offset));
+  const Floats tail = Codec::load(copy, 0);
+  __builtin_memcpy(to + d, &tail, sizeof(float) * static_cast<size_t>(head_dim - d));
+}
+
+struct MathF32 {
+  static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
+
+  static int64_t row_bytes(int32_t dim) { return int64_t{4} * dim; }
+  static size_t query_bytes(int32_t dim) { return size_t{4} * kPanel * static_cast<size_t>(dim); }
+  static size_t kv_bytes(int32_t n_slots, int32_t dim) {
+    return size_t{4} * static_cast<size_t>(n_slots) * static_cast<size_t>(dim);
+  }
+
+  static void unpack(const std::byte* from, Type type, int32_t block, int32_t dim, std::byte* to) {
+    float* rows = reinterpret_cast<float*>(to) + int64_t{block} * kBlockSlots * dim;
+    with_codec(type, [&](auto codec) {
+      using Codec = decltype(codec);
+      for (int32_t slot = 0; slot < kBlockSlots; ++slot) {
+        unpack_row<Codec>(from + slot * Codec::row_bytes(dim), dim, rows + int64_t{slot} * dim);
+      }
+    });
+  }
+  static void unpack_k(const std::byte* from, Type type, int32_t block, const UnpackedKv& to) {
+    unpack(from, type, block, to.head_dim, to.k);
+  }
+  static void unpack_v(const std::byte* from, Type type, int32_t block, const UnpackedKv& to) {
+    unpack(from, type, block, to.head_dim, to.v);
+  }
+
+  /// -> [dim][kPanel], times `factor`; lanes without a row are 0.
+  static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {
+    auto* packed = reinterpret_cast<float*>(to);
+    for (int32_t lane = 0; lane < kPanel; ++lane) {
+      for (int32_t d = 0; d < dim; ++d) packed[d * kPanel + lane] = lane < n_rows ? q[lane * stride + d] * factor : 0;
+    }
+  }
+
+  /// s[i][lane] = k_i . q_lane for slots i in [from, to) of the tile.
+  static void scores(const std::byte* q, const std::byte* k, int32_t from, int32_t to, int32_t dim, float* s) {
+    const auto* panel = reinterpret_cast<const float*>(q);
+    const float* rows = reinterpret_cast<const float*>(k) + int64_t{from} * dim;
+    each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
+      constexpr int kSize = decltype(size)::value;
+      const float* row = rows + int64_t{begin} * dim;
+      Floats sum[kSize][2] = {};
+      for (int32_t d = 0; d < dim; ++d) {
+        const Floats q0 = load(panel + d * kPanel);
+        const Floats q1 = load(panel + d * kPanel + kLanes);
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) {
+          const Floats value = broadcast(row[int64_t{i} * dim + d]);
+          sum[i][0] += value * q0;
+          sum[i][1] += value * q1;
+        }
+      }
+      float* out = s + (from + begin) * kPanel;
+      WINNOW_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        store(out + i * kPanel, sum[i][0]);
+        store(out + i * kPanel + kLanes, sum[i][1]);
+      }
+    });
+  }
+
+  /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_i[d] p[i][lane]; shrink may be null.
+  static void values(const std::byte* v, const float* p, int32_t from, int32_t to, int32_t dim, const float* shrink,
+                     float* o) {
+    const auto* rows = reinterpret_cast<const float*>(v);
+    each_piece<kStep>(dim, [&](int32_t begin, auto size) {
+      constexpr int kSize = decltype(size)::value;
+      float* out = o + begin * kPanel;
+      Floats sum[kSize][2];
+      WINNOW_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        sum[i][0] = load(out + i * kPanel);
+        sum[i][1] = load(out + i * kPanel + kLanes);
+      }
+      if (shrink != nullptr) {
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) {
+          sum[i][0] *= load(shrink);
+          sum[i][1] *= load(shrink + kLanes);
+        }
+      }
+      for (int32_t slot = from; slot < to; ++slot) {
+        const Floats p0 = load(p + slot * kPanel);
+        const Floats p1 = load(p + slot * kPanel + kLanes);
+        const float* row = rows + int64_t{slot} * dim + begin;
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) {
+          const Floats value = broadcast(row[i]);
+          sum[i][0] += value * p0;
+          sum[i][1] += value * p1;
+        }
+      }
+      WINNOW_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        store(out + i * kPanel, sum[i][0]);
+        store(out + i * kPanel + kLanes, sum[i][1]);
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace winnow::cpu

@@ -1,0 +1,268 @@
+// Vectors of the instruction set that the including file is compiled for: GCC's and clang's vector types, a handful of
+// operations on them, and loads from every storage type of the cache.
+//
+// Everything here has internal linkage, because several files of one program include it with different flags.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own "undefined" vectors
+#endif
+#include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__clang__)
+#define WINNOW_UNROLL _Pragma("unroll")
+#else
+#define WINNOW_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace winnow::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// Vector registers that a micro-kernel may fill.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+
+inline Floats load(const float* from) {
+  Floats v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline Ints load(const int32_t* from) {
+  Ints v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline void store(float* to, Floats v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+inline Floats broadcast(float x) {
+  return x - Floats{};  // x + 0 would turn -0 into 0, and so costs an addition
+}
+
+inline Ints broadcast(int32_t x) {
+  return x - Ints{};
+}
+
+inline Floats max(Floats a, Floats b) {
+  return a > b ? a : b;
+}
+
+inline Floats min(Floats a, Floats b) {
+  return a < b ? a : b;
+}
+
+/// where ? a : b, lane by lane; `where` is 0 or -1.
+inline Floats select(Ints where, Floats a, Floats b) {
+  return where ? a : b;
+}
+
+template <int... I>
+inline Floats first_pairs(Floats a, Floats b, std::integer_sequence<int, I...> /*lanes*/) {
+  // Per group of four lanes: a0 b0 a1 b1.
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * kLanes)...);
+}
+
+template <int... I>
+inline Floats last_pairs(Floats a, Floats b, std::integer_sequence<int, I...> /*lanes*/) {
+  // Per group of four lanes: a2 b2 a3 b3.
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * kLanes + 2)...);
+}
+
+template <int... I>
+inline Floats first_halves(Floats a, Floats b, std::integer_sequence<int, I...> /*lanes*/) {
+  // Per group of four lanes: a0 a1 b0 b1.
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 + I % 4 / 2 * kLanes)...);
+}
+
+template <int... I>
+inline Floats last_halves(Floats a, Floats b, std::integer_sequence<int, I...> /*lanes*/) {
+  // Per group of four lanes: a2 a3 b2 b3.
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 + I % 4 / 2 * kLanes + 2)...);
+}
+
+using Float4 = float __attribute__((vector_size(16)));
+
+/// Sum over the groups of four lanes.
+inline Float4 fold_groups(Floats v) {
+  Float4 group[kLanes / 4];
+  __builtin_memcpy(group, &v, sizeof(v));
+  Float4 sum = group[0];
+  WINNOW_UNROLL
+  for (int i = 1; i < kLanes / 4; ++i) sum += group[i];
+  return sum;
+}
+
+/// The four sums over the lanes of a, b, c and d.
+inline Float4 sum_lanes(Floats a, Floats b, Floats c, Floats d) {
+  constexpr std::make_integer_sequence<int, kLanes> kEach;
+  const Floats ab = first_pairs(a, b, kEach) + last_pairs(a, b, kEach);
+  const Floats cd = first_pairs(c, d, kEach) + last_pairs(c, d, kEach);
+  return fold_groups(first_halves(ab, cd, kEach) + last_halves(ab, cd, kEach));
+}
+
+inline float sum_lanes(Floats v) {
+  const Float4 four = fold_groups(v);
+  return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+inline float max_lanes(Floats v) {
+  float largest = v[0];
+  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+}
+
+/// 2^x for x <= 1, relative error below 2e-7; exactly 0 for x <= -127, negative infinity included.
+inline Floats exp2_below(Floats x) {
+  // Adding 1.5 * 2^23 leaves round(x) in the low bits. At the clamp the fraction is 0, the polynomial exactly 1, and
+  // taking 127 from its exponent gives exactly 0.
+  constexpr float kRound = 12582912.0F;
+  x = max(x, broadcast(-127.0F));
+  const Floats shifted = x + kRound;
+  const Floats f = x - (shifted - kRound);  // in [-0.5, 0.5]
+  // Minimax polynomial of 2^f on that interval with the constant term fixed at 1.
+  Floats p = broadcast(1.32647273e-3F);
+  p = p * f + 9.67151299e-3F;
+  p = p * f + 5.55073358e-2F;
+  p = p * f + 2.40222424e-1F;
+  p = p * f + 6.93147004e-1F;
+  p = p * f + 1.0F;
+  Ints bits;
+  Ints power;
+  __builtin_memcpy(&bits, &p, sizeof(bits));
+  __builtin_memcpy(&power, &shifted, sizeof(power));
+  bits += power << 23;
+  Floats result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+/// tanh(x), absolute error below 3e-7.
+inline Floats tanh(Floats x) {
+  constexpr float kTwoLog2E = 2.8853901F;
+  const Floats e = exp2_below((x < 0 ? x : -x) * kTwoLog2E);  // exp(-2 |x|)
+  const Floats t = (1.0F - e) / (1.0F + e);
+  return x < 0 ? -t : t;
+}
+
+// Storage types of the cache. row_bytes(head_dim) bytes make a row; load(row, d) gives values d ... d + kLanes - 1, where
+// d is a multiple of kLanes.
+
+struct CodecF32 {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return int64_t{4} * head_dim; }
+  static Floats load(const std::byte* row, int32_t d) { return cpu::load(reinterpret_cast<const float*>(row) + d); }
+};
+
+inline Ints load_u16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Ints v;
+  WINNOW_UNROLL
+  for (int i = 0; i < kLanes; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+struct CodecBf16 {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return int64_t{2} * head_dim; }
+  static Floats load(const std::byte* row, int32_t d) {
+    const Ints bits = load_u16(reinterpret_cast<const uint16_t*>(row) + d) << 16;
+    Floats v;
+    __builtin_memcpy(&v, &bits, sizeof(v));
+    return v;
+  }
+};
+
+inline Floats load_f16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__ARM_NEON)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+#else
+  // The exponent's and the mantissa's bits, read as a float, are the number times 2^-112, subnormals included.
+  const Ints half = load_u16(from);
+  const Ints magnitude = (half & 0x7fff) << 13;
+  Floats v;
+  __builtin_memcpy(&v, &magnitude, sizeof(v));
+  v *= 0x1p112F;
+  Ints bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  bits |= (half & 0x8000) << 16;
+  __builtin_memcpy(&v, &bits, sizeof(v));
+  return v;
+#endif
+}
+
+struct CodecF16 {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return int64_t{2} * head_dim; }
+  static Floats load(const std::byte* row, int32_t d) { return load_f16(reinterpret_cast<const uint16_t*>(row) + d); }
+};
+
+inline float scalar_f16(const std::byte* from) {
+  uint16_t bits = 0;
+  __builtin_memcpy(&bits, from, 2);
+#if defined(__AVX2__) || defined(__AVX512F__)
+  return _cvtsh_ss(bits);
+#else
+  uint16_t four[4] = {bits, 0, 0, 0};
+  return load_f16(four)[0];
+#endif
+}
+
+inline Floats load_i8(const int8_t* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Ints v;
+  WINNOW_UNROLL
+  for (int i = 0; i < kLanes; ++i) v[i] = from[i];
+  return __builtin_convertvector(v, Floats);
+#endif
+}
+
+/// Blocks of 32 values: an f16 scale, then 32 signed bytes.
+struct CodecQ8 {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return int64_t{34} * (head_dim / 32); }
+  static Floats load(const std::byte* row, int32_t d) {
+    const std::byte* block = row + int64_t{34} * (d / 32);
+    return load_i8(reinterpret_cast<const int8_t*>(block) + 2 + d % 32) * scalar_f16(block);
+  }
+};
+
+}  // namespace
+}  // namespace winnow::cpu
