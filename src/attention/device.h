@@ -79,6 +79,9 @@ class Device : public Ops {
   virtual int n_threads() const = 0;
   /// What this device chose on this machine, for people: instruction sets, precision of the products.
   virtual std::string description() const = 0;
+  /// GFLOP/s of the device's own matrix product in the number format that its attention computes in: a yardstick,
+  /// measured anew by each call, which takes about a second. 0: has none (ref).
+  virtual double peak_gflops() = 0;
   MemoryMeter& memory() { return memory_; }
 
   // Memory.

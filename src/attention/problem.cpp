@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -11,7 +10,6 @@
 #include <set>
 
 #include "base/error.h"
-#include "kernels/ref/attention.h"
 
 namespace winnow {
 namespace {
@@ -281,8 +279,8 @@ void ProblemData::make_caches(int copies) {
   for (int copy = 0; copy < copies; ++copy) {
     heads_.emplace_back();
     for (int32_t h = 0; h < problem_.kv; ++h) {
-      auto& k = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>());
-      auto& v = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>());
+      auto* k = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>()).get();
+      auto* v = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>()).get();
       for (size_t b = 0; b < n_blocks; ++b) {
         if (copy == 0) {
           add_block(k_row, problem_.k_type);

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "attention/problem.h"
-#include "kernels/ref/attention.h"
 
 namespace winnow {
 namespace {
@@ -22,15 +21,16 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Compares the device's result with ref's, in whole query tiles spread evenly over the rows.
+/// Compares the device's result with ref's, in whole query blocks spread evenly over the rows.
 void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
-  const int64_t n_tiles = (problem.rows + kVoteRows - 1) / kVoteRows;
-  const int64_t pairs = std::min<int64_t>(kVoteRows, problem.rows) * problem.n_slots() * problem.heads;
-  const int64_t checked = std::clamp<int64_t>(kCheckedPairs / std::max<int64_t>(pairs, 1), 1, n_tiles);
-  for (int64_t i = 0; i < checked; ++i) {
-    // The last tile is always among them: it sees most.
-    const int64_t begin = (n_tiles - 1 - i * n_tiles / checked) / 2 * 2 * kVoteRows;
-    const int64_t n = std::min<int64_t>(kVoteRows, problem.rows - begin);
+  const std::unique_ptr<Device> reference = make_device("ref", 1);
+  const int64_t unit = problem.block_q;
+  const int64_t n_units = (problem.rows + unit - 1) / unit;
+  const int64_t pairs = std::min(unit, problem.rows) * problem.n_slots() * problem.heads;
+  const int64_t n_checked = std::clamp<int64_t>(kCheckedPairs / std::max<int64_t>(pairs, 1), 1, n_units);
+  for (int64_t i = 0; i < n_checked; ++i) {
+    const int64_t begin = (n_units - 1 - i * n_units / n_checked) * unit;  // the last ones see most
+    const int64_t n = std::min(unit, problem.rows - begin);
     AttnArgs args = data.args();
     std::vector<float> o(static_cast<size_t>(n * args.o.stride));
     std::vector<float> lse(static_cast<size_t>(n * problem.heads));
@@ -39,7 +39,7 @@ void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
     args.first_row += begin;
     args.o = {o.data(), n, problem.heads, problem.dim, args.o.stride};
     args.lse = lse.data();
-    ref::attend(args);
+    reference->attend(args);
     for (size_t j = 0; j < o.size(); ++j) {
       const double difference = std::abs(o[j] - data.o()[static_cast<size_t>(begin * args.o.stride) + j]);
       result.max_error = std::isnan(difference) ? difference : std::max(result.max_error, difference);

@@ -37,6 +37,7 @@ inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
 }
 
 struct MathF32 {
+  static constexpr Type kProduct = Type::f32;
   static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
 
   static int64_t row_bytes(int32_t dim) { return int64_t{4} * dim; }

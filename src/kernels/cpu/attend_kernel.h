@@ -54,6 +54,7 @@ struct RowTile {
 struct AttendKernel {
   const char* name;
   bool (*runs_on)(const CpuFeatures& features);
+  Type product;  // number format of the prefill products: f32 or bf16
   /// Bytes of K or of V of one kv head, unpacked.
   size_t (*kv_bytes)(int32_t n_slots, int32_t head_dim);
   /// Unpacks one cache block (kBlockSlots rows) into its place in `to`.

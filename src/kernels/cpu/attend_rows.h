@@ -174,6 +174,7 @@ template <typename Math>
 constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFeatures&)) {
   return {.name = name,
           .runs_on = runs_on,
+          .product = Math::kProduct,
           .kv_bytes = &Math::kv_bytes,
           .unpack_k = &Math::unpack_k,
           .unpack_v = &Math::unpack_v,

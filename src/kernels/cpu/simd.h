@@ -173,8 +173,8 @@ inline Floats tanh(Floats x) {
   return x < 0 ? -t : t;
 }
 
-// Storage types of the cache. row_bytes(head_dim) bytes make a row; load(row, d) gives values d ... d + kLanes - 1, where
-// d is a multiple of kLanes.
+// Storage types of the cache. row_bytes(head_dim) bytes make a row; load(row, d) gives values d ... d + kLanes - 1,
+// where d is a multiple of kLanes.
 
 struct CodecF32 {
   static constexpr int64_t row_bytes(int32_t head_dim) { return int64_t{4} * head_dim; }
