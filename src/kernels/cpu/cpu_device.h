@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/many_rows.h"
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/host_device.h"
 
@@ -19,6 +20,7 @@ class CpuDevice : public HostDevice {
 
   std::string_view name() const override { return "cpu"; }
   std::string description() const override;
+  double peak_gflops() override { return cpu::matmul_peak_gflops(context_); }
 
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;

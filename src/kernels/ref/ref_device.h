@@ -12,6 +12,7 @@ class RefDevice : public HostDevice {
 
   std::string_view name() const override { return "ref"; }
   std::string description() const override;
+  double peak_gflops() override { return 0; }
 
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
