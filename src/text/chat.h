@@ -21,7 +21,10 @@ class ChatTemplate {
   /// file's template. A file without template gets null; an unknown one throws Error.
   static std::unique_ptr<ChatTemplate> load(const Metadata& metadata);
   virtual std::string name() const = 0;
-  /// The prompt of the whole conversation, open for the assistant's answer. To be encoded with special tokens.
+  /// The prompt of the whole conversation, open for the assistant's answer. To be encoded with special tokens. Without
+  /// the BOS at its very start: whoever encodes puts it there where Tokenizer::add_bos() says so. Throws Error where
+  /// the conversation is empty, does not end with the user, or is not one that the model's own template takes (a system
+  /// message, roles that do not alternate).
   virtual std::string render(const std::vector<ChatMessage>& messages) const = 0;
 };
 

@@ -34,8 +34,9 @@ class Sampler {
 /// Watches a growing text for stop strings, holding back what may be the start of one.
 class StopStrings {
  public:
-  explicit StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {}
-  /// The part of the text that may be shown now.
+  /// Throws Error where one is empty.
+  explicit StopStrings(std::vector<std::string> stops);
+  /// The part of the text that may be shown now; nothing once a stop string has come.
   std::string push(const std::string& text);
   bool stopped() const { return stopped_; }
   /// What was held back, where no stop string came.
