@@ -40,10 +40,9 @@ inline Metadata tiny_bpe(const std::string& pre) {
   for (int byte = 0; byte < 256; ++byte) {
     const bool printable = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
     const int character = printable ? byte : next++;
-    std::string spelled(1, static_cast<char>(character));
-    if (character >= 0x80) {
-      spelled = {static_cast<char>(0xC0 | character >> 6), static_cast<char>(0x80 | (character & 0x3F))};
-    }
+    std::string spelled;
+    if (character >= 0x80) spelled += static_cast<char>(0xC0 | character >> 6);
+    spelled += static_cast<char>(character >= 0x80 ? 0x80 | (character & 0x3F) : character);
     vocabulary.add(spelled);
   }
   const std::vector<std::string> merges = {"t h",  "th e",          "\u0120 the",    "a n", "an d", "1 2",

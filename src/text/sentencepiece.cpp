@@ -30,7 +30,8 @@ SentencePieceEncoder::SentencePieceEncoder(const Metadata& metadata, const Vocab
 }
 
 void SentencePieceEncoder::encode(std::string_view text, std::vector<int32_t>& ids) const {
-  const std::string spaced = (space_before_ ? " " : "") + vocabulary_.spelled(text);
+  std::string spaced(space_before_ ? " " : "");
+  spaced += vocabulary_.spelled(text);
   for (const SpecialTexts::Fragment& fragment : user_defined_.split(spaced)) {
     if (fragment.token >= 0) {
       ids.push_back(fragment.token);
