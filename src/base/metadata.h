@@ -32,7 +32,9 @@ class Metadata {
   int64_t integer_or(std::string_view key, int64_t otherwise) const { return has(key) ? integer(key) : otherwise; }
   double real_or(std::string_view key, double otherwise) const { return has(key) ? real(key) : otherwise; }
   bool boolean_or(std::string_view key, bool otherwise) const { return has(key) ? boolean(key) : otherwise; }
-  std::string text_or(std::string_view key, std::string otherwise) const { return has(key) ? text(key) : otherwise; }
+  std::string text_or(std::string_view key, std::string_view otherwise) const {
+    return has(key) ? text(key) : std::string(otherwise);
+  }
 
  private:
   const Value& at(std::string_view key) const;

@@ -89,4 +89,13 @@ class Decoder : public Model {
   std::vector<FeedForward> feed_forward_;  // [n_layer]
 };
 
+/// ModelInfo::load of an architecture that is a Decoder, made from (gguf, file).
+template <typename Architecture>
+std::unique_ptr<Model> load_decoder(std::shared_ptr<const Gguf> gguf) {
+  ModelFile file(*gguf);
+  auto model = std::make_unique<Architecture>(std::move(gguf), file);
+  file.refuse_unread_tensors();
+  return model;
+}
+
 }  // namespace winnow

@@ -38,6 +38,14 @@ int32_t ModelFile::checked(std::string_view key, int64_t value, int64_t min, int
   return static_cast<int32_t>(value);
 }
 
+float ModelFile::softcap(std::string_view key) const {
+  const double value = real_or(key, 0);
+  if (!(value >= 0) || !std::isfinite(value)) {
+    fail("{}: {} is {}; it must be 0 (none) or a number above", path(), full_key(key), value);
+  }
+  return static_cast<float>(value);
+}
+
 void ModelFile::read_shape() {
   const auto required = [this](std::string_view key) { return checked(key, integer(key), 1, kMaxSize); };
   shape_.n_layer = required("block_count");

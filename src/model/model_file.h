@@ -30,11 +30,13 @@ class ModelFile {
     return facts().integer_or(full_key(key), otherwise);
   }
   double real_or(std::string_view key, double otherwise) const { return facts().real_or(full_key(key), otherwise); }
-  std::string text_or(std::string_view key, std::string otherwise) const {
-    return facts().text_or(full_key(key), std::move(otherwise));
+  std::string text_or(std::string_view key, std::string_view otherwise) const {
+    return facts().text_or(full_key(key), otherwise);
   }
   const Metadata& facts() const { return gguf_.metadata(); }
   std::string full_key(std::string_view key) const { return fmt::format("{}.{}", shape_.architecture, key); }
+  /// A number of at least 0, 0 where the file says nothing; Error otherwise.
+  float softcap(std::string_view key) const;
   /// A whole number from `min` to `max`; Error otherwise.
   int32_t checked(std::string_view key, int64_t value, int64_t min, int64_t max) const;
 

@@ -22,8 +22,8 @@ double checked_base(const ModelFile& file, double base) {
 }
 
 std::vector<double> plain_frequencies(int32_t n_rot, double base) {
-  std::vector<double> frequency;
-  for (int32_t i = 0; i < n_rot / 2; ++i) frequency.push_back(std::pow(base, -2.0 * i / n_rot));
+  std::vector<double> frequency(static_cast<size_t>(n_rot / 2));
+  for (size_t i = 0; i < frequency.size(); ++i) frequency[i] = std::pow(base, -2.0 * static_cast<double>(i) / n_rot);
   return frequency;
 }
 

@@ -32,20 +32,22 @@ std::vector<bool> local_layers(const ModelFile& file) {
   }
   const int64_t every = file.integer_or("attention.sliding_window_pattern", kLayersPerGlobal);
   file.checked("attention.sliding_window_pattern", every, 0, 1 << 20);
-  std::vector<bool> local;
-  for (int32_t layer = 0; layer < n_layer; ++layer) local.push_back(every == 0 || layer % every != every - 1);
+  std::vector<bool> local(static_cast<size_t>(n_layer));
+  for (int32_t layer = 0; layer < n_layer; ++layer) {
+    local[static_cast<size_t>(layer)] = every == 0 || layer % every != every - 1;
+  }
   return local;
 }
 
 class Gemma3 : public Decoder {
  public:
-  Gemma3(const std::shared_ptr<const Gguf>& gguf, ModelFile file) : Decoder(gguf, file) {
+  Gemma3(std::shared_ptr<const Gguf> gguf, ModelFile& file) : Decoder(std::move(gguf), file) {
     embedding_scale_ = std::sqrt(static_cast<float>(shape_.n_embd));
     // The 27B model scales by the share of the width that a head has, all others by the head's size.
     const int32_t scaled_by = shape_.n_layer == kLayersOf27B ? shape_.n_embd / shape_.n_head : shape_.head_dim;
     full_.scale = 1 / std::sqrt(static_cast<float>(scaled_by));
-    full_.softcap = static_cast<float>(file.real_or("attn_logit_softcapping", 0));
-    final_softcap_ = static_cast<float>(file.real_or("final_logit_softcapping", 0));
+    full_.softcap = file.softcap("attn_logit_softcapping");
+    final_softcap_ = file.softcap("final_logit_softcapping");
     window_ = file.checked("attention.sliding_window", file.integer_or("attention.sliding_window", 0), 0, 1 << 30);
     local_ = window_ == 0 ? std::vector<bool>(static_cast<size_t>(shape_.n_layer)) : local_layers(file);
     rope_ = load_rope(file, RopePairs::halves);
@@ -55,7 +57,6 @@ class Gemma3 : public Decoder {
       attention_norm_.push_back(load_norm(file, layer_tensor(layer, "post_attention_norm.weight"), shape_.n_embd));
       feed_forward_norm_.push_back(load_norm(file, layer_tensor(layer, "post_ffw_norm.weight"), shape_.n_embd));
     }
-    file.refuse_unread_tensors();
   }
 
   AttnShape attention(int32_t layer) const override {
@@ -94,9 +95,7 @@ class Gemma3 : public Decoder {
 
 namespace roster {
 const ModelInfo& model_gemma3() {
-  static const ModelInfo kInfo = {"gemma3", [](std::shared_ptr<const Gguf> gguf) -> std::unique_ptr<Model> {
-                                    return std::make_unique<Gemma3>(gguf, ModelFile(*gguf));
-                                  }};
+  static const ModelInfo kInfo = {"gemma3", load_decoder<Gemma3>};
   return kInfo;
 }
 }  // namespace roster

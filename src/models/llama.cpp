@@ -8,7 +8,7 @@ namespace {
 
 class Llama : public Decoder {
  public:
-  Llama(const std::shared_ptr<const Gguf>& gguf, ModelFile file) : Decoder(gguf, file) {
+  Llama(std::shared_ptr<const Gguf> gguf, ModelFile& file) : Decoder(std::move(gguf), file) {
     rope_ = load_rope(file, RopePairs::neighbours);
     for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
       // Some of the shape (InternLM) were trained with biases; all three, or none.
@@ -16,7 +16,6 @@ class Llama : public Decoder {
       add_layer(biased ? load_attention_with_biases(file, layer) : load_attention(file, layer),
                 load_feed_forward(file, layer));
     }
-    file.refuse_unread_tensors();
   }
 
   void qkv(Device& device, int32_t layer, Mat x, std::span<const int32_t> position, Mat q, Mat k,
@@ -38,9 +37,7 @@ class Llama : public Decoder {
 
 namespace roster {
 const ModelInfo& model_llama() {
-  static const ModelInfo kInfo = {"llama", [](std::shared_ptr<const Gguf> gguf) -> std::unique_ptr<Model> {
-                                    return std::make_unique<Llama>(gguf, ModelFile(*gguf));
-                                  }};
+  static const ModelInfo kInfo = {"llama", load_decoder<Llama>};
   return kInfo;
 }
 }  // namespace roster

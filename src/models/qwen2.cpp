@@ -9,12 +9,11 @@ namespace {
 
 class Qwen2 : public Decoder {
  public:
-  Qwen2(const std::shared_ptr<const Gguf>& gguf, ModelFile file) : Decoder(gguf, file) {
+  Qwen2(std::shared_ptr<const Gguf> gguf, ModelFile& file) : Decoder(std::move(gguf), file) {
     rope_ = load_rope(file, RopePairs::halves);
     for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
       add_layer(load_attention_with_biases(file, layer), load_feed_forward(file, layer));
     }
-    file.refuse_unread_tensors();
   }
 
   void qkv(Device& device, int32_t layer, Mat x, std::span<const int32_t> position, Mat q, Mat k,
@@ -36,9 +35,7 @@ class Qwen2 : public Decoder {
 
 namespace roster {
 const ModelInfo& model_qwen2() {
-  static const ModelInfo kInfo = {"qwen2", [](std::shared_ptr<const Gguf> gguf) -> std::unique_ptr<Model> {
-                                    return std::make_unique<Qwen2>(gguf, ModelFile(*gguf));
-                                  }};
+  static const ModelInfo kInfo = {"qwen2", load_decoder<Qwen2>};
   return kInfo;
 }
 }  // namespace roster
