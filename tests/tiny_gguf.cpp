@@ -131,7 +131,7 @@ class TinyModel {
     std::vector<std::string> merges;
     for (int pair = 0; pair < 26 * 26 && tokens.size() < vocabulary(); ++pair) {
       const std::string a(1, static_cast<char>('a' + pair % 26)), b(1, static_cast<char>('a' + pair / 26));
-      merges.push_back(a + " " + b);
+      merges.push_back(fmt::format("{} {}", a, b));
       tokens.push_back(a + b);
       kinds.push_back(kNormal);
     }
