@@ -23,8 +23,8 @@ void CpuDevice::for_rows(int64_t n_rows, int64_t cost, Work work) {
 }
 
 std::string CpuDevice::description() const {
-  return fmt::format("cpu: {} threads, {}; prefill {}, inputs rotated; decode ggml's quantised dot products",
-                     n_threads(), describe_features(context_.features), many_rows_.ops().name);
+  return fmt::format("cpu: {} threads, {}; prefill {}; decode ggml's quantised dot products", n_threads(),
+                     describe_features(context_.features), many_rows_.ops().name);
 }
 
 std::unique_ptr<Unpacked> CpuDevice::unpack(std::span<const Weight* const> weights) {

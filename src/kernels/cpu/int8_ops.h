@@ -1,43 +1,56 @@
-// Products of many rows in rotated int8: the parts that are compiled once for each instruction set.
+// Products of many rows in 8-bit integers: what an instruction set supplies. Two forms of one idea, that rounding must
+// cost less than what it saves:
 //
-// Every block of up to 128 inputs is turned by a Hadamard matrix, which spreads outliers evenly; then weights (of one
-// output channel) and activations (of one row) are rounded to whole numbers with one scale for each block:
-//   y[row, channel] = sum over blocks: scale_a[row, block] * scale_w[channel, block] * sum of code_a * code_w
+//   rotated (portable, AVX-512 VNNI)  Every block of up to 128 inputs is turned by a Hadamard matrix, which spreads
+//     outliers evenly; then weights and activations are rounded to 8 bits with one scale for each block.
+//   exact (AVX2)  Without VNNI 8 times 8 bits do not fit the processor's sums. Weights keep the codes of their file,
+//     which have 4 to 6 bits, and only activations are rounded, to 8 bits with one scale for each 32.
 //
-// Codes lie in [-levels, levels]. Activations carry a zero point (levels + 1), because the processors' 8-bit products
+// Either way y[row, channel] = sum over groups of inputs: scale_a * scale_w * sum of code_a * code_w (+ what a weight
+// adds to each activation of the group). Activations carry a zero point of 128, because the processors' 8-bit products
 // take one factor without sign; what that adds is known when weights are packed, and stands there, negated, as the
-// value that accumulators start from.
+// value that sums start from.
 //
-//   activations, a tile of `tile_rows` rows:  codes  [n_in / 4, tile_rows, 4] u8
-//                                             scales [n_in / block, tile_rows] f32, with the rotation's 1 / block
-//   weights, a panel of 16 channels, for each block of inputs:
-//     for each window of 16 inputs:  codes [4, 16, 4] s8, starts 64 bytes as the kernel wants them
-//     scales [16] f32
+//   activations, a tile of `tile_rows` rows:  codes [n_in / 4, tile_rows, 4] u8
+//                                             scales [n_in / group, scale_floats, tile_rows] f32
+//   weights: panels of 16 channels; a panel is [n_in / group] entries of Int8Layout::group_bytes
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "base/types.h"
 #include "kernels/cpu/cpu_features.h"
 
 namespace winnow {
 
 inline constexpr int kPanelChannels = 16;
-inline constexpr int kWindowInputs = 16;
-inline constexpr int kMaxBlock = 128;  // inputs that are turned together and share a scale; a power of two, at least 16
+inline constexpr int kZeroPoint = 128;  // of activations
+inline constexpr int kLevels = 127;     // their codes lie in [-kLevels, kLevels]
 
-/// Bytes of one block of inputs in a panel.
-constexpr size_t panel_block_bytes(int block) {
-  constexpr size_t kWindowBytes = static_cast<size_t>(kPanelChannels) * kWindowInputs + 64;
-  return static_cast<size_t>(block / kWindowInputs) * kWindowBytes + kPanelChannels * sizeof(float);
-}
+/// How weights of one type and width are packed.
+struct Int8Layout {
+  int group = 0;           // inputs that share a scale; 0: these weights cannot be packed
+  size_t group_bytes = 0;  // of a panel
+  int kind = 0;            // the kernel's own
+};
+
+/// The rows of a weight that become one panel.
+struct Int8Source {
+  Type type;
+  const std::byte* rows;  // the first channel's
+  size_t row_bytes;
+  int n_channels;  // up to 16; the rest of the panel becomes zero
+  int64_t n_in;
+  void (*decode)(Type type, const std::byte* from, float* to, int64_t n);
+};
 
 struct Int8Tile {
   const uint8_t* codes;    // of the activations
   const float* scales;     // of the activations
   const std::byte* panel;  // of the weights
-  int64_t n_blocks;
-  int block;
+  int64_t n_groups;
+  Int8Layout layout;
   float* y;        // [tile_rows, 16], all of it is written
   bool add;        // to what y holds
   int64_t stride;  // floats from one row of y to the next
@@ -46,17 +59,17 @@ struct Int8Tile {
 struct Int8Ops {
   const char* name;
   int tile_rows;
-  /// Rotates and rounds one row of n inputs into its place in a tile; codes and scales point at the row's first entry.
-  void (*quantise)(const float* x, int64_t n, int block, uint8_t* codes, float* scales);
-  /// Rotates and rounds one block of 16 channels, w [16, block] (overwritten), into its place in a panel. `stride`:
-  /// floats from one channel to the next.
-  void (*pack)(float* w, int64_t stride, int block, std::byte* to);
+  int scale_floats;  // for each group of a row
+  Int8Layout (*layout)(Type type, int64_t n_in);
+  /// Rounds one row of n inputs into its place in a tile; codes and scales point at the row's first entry.
+  void (*quantise)(const float* x, int64_t n, int group, uint8_t* codes, float* scales);
+  void (*pack)(const Int8Source& from, const Int8Layout& layout, std::byte* to);
   void (*multiply)(const Int8Tile& tile);
 };
 
-extern const Int8Ops kInt8OpsPortable;
-extern const Int8Ops kInt8OpsAvx2;    // only where the processor is x86-64; the same below
-extern const Int8Ops kInt8OpsAvx512;  // with VNNI
+extern const Int8Ops kRotatedInt8Portable;
+extern const Int8Ops kRotatedInt8Avx512;  // only where the processor is x86-64, with VNNI
+extern const Int8Ops kExactInt8Avx2;      // only where the processor is x86-64
 
 const Int8Ops& choose_int8_ops(const CpuFeatures& features);
 

@@ -11,14 +11,6 @@
 namespace winnow {
 namespace {
 
-// The largest power of two up to kMaxBlock that divides n_in; 0 where none of at least one window does.
-int block_of(int64_t n_in) {
-  for (int block = kMaxBlock; block >= kWindowInputs; block /= 2) {
-    if (n_in % block == 0) return block;
-  }
-  return 0;
-}
-
 // A piece of work goes over its inputs in spans, each as long as a panel's share of it stays in the first-level cache
 // from tile to tile, while the activations' share stays in the second-level cache from panel to panel.
 constexpr int64_t kSpanInputs = 1024;       // 20 KB of a panel
@@ -35,7 +27,7 @@ struct ManyRows::Piece {
   int64_t first_tile, last_tile;
 };
 
-/// One call of the kernel: a panel, a tile, a span of blocks of inputs.
+/// One call of the kernel: a panel, a tile, a span of groups of inputs.
 struct ManyRows::Place {
   int64_t panel, tile, begin, end;
 };
@@ -56,23 +48,20 @@ std::unique_ptr<Unpacked> ManyRows::unpack(std::span<const Weight* const> weight
       continue;
     }
     auto panels = std::make_shared<Panels>();
-    panels->block = block_of(weight->n_in);
-    if (panels->block == 0) continue;
+    panels->layout = ops_->layout(weight->type, weight->n_in);
+    if (panels->layout.group == 0) continue;
     panels->n_panels = (weight->n_out + kPanelChannels - 1) / kPanelChannels;
-    panels->panel_bytes = static_cast<size_t>(weight->n_in / panels->block) * panel_block_bytes(panels->block);
+    panels->panel_bytes = static_cast<size_t>(weight->n_in / panels->layout.group) * panels->layout.group_bytes;
     panels->bytes = scratch_->lend(panels->panel_bytes * static_cast<size_t>(panels->n_panels));
     jobs.push_back({weight, panels.get(), n_panels});
     n_panels += panels->n_panels;
     unpacked_[weight] = panels;
     guard->held.push_back(std::move(panels));
   }
-  constexpr size_t kMaxPiece = 256;  // values; the largest block of a file's types
-  std::vector<float> work(static_cast<size_t>(context_->pool.size()) * kPanelChannels * kMaxPiece);
-  context_->pool.parallel_for(n_panels, [&](int64_t panel, int thread) {
+  context_->pool.parallel_for(n_panels, [&](int64_t panel, int /*thread*/) {
     size_t j = jobs.size() - 1;
     while (jobs[j].first_panel > panel) --j;
-    pack_panel(*jobs[j].weight, *jobs[j].panels, panel - jobs[j].first_panel,
-               work.data() + static_cast<size_t>(thread) * kPanelChannels * kMaxPiece);
+    pack_panel(*jobs[j].weight, *jobs[j].panels, panel - jobs[j].first_panel);
   });
   return guard;
 }
@@ -86,58 +75,43 @@ bool ManyRows::has(std::span<const Weight* const> weights) const {
   return std::all_of(weights.begin(), weights.end(), [&](const Weight* w) { return find(*w) != nullptr; });
 }
 
-void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t panel, float* work) const {
-  // Both are powers of two, and divide n_in.
-  const int piece = std::max(panels.block, type_info(weight.type).block_values);
-  const size_t row_bytes = type_bytes(weight.type, weight.n_in);
-  const RowDecoder decoder = choose_decoder(weight.type, context_->features);
-  std::byte* to = panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes;
-  for (int64_t begin = 0; begin < weight.n_in; begin += piece) {
-    const size_t offset = type_bytes(weight.type, begin);
-    for (int64_t channel = 0; channel < kPanelChannels; ++channel) {
-      const int64_t out = panel * kPanelChannels + channel;
-      float* values = work + channel * piece;
-      const std::byte* from = weight.data + static_cast<size_t>(out) * row_bytes + offset;
-      if (out >= weight.n_out) {
-        std::fill_n(values, piece, 0.0F);
-      } else if (decoder != nullptr) {
-        decoder(from, values, piece);
-      } else {
-        decode_row(weight.type, from, values, piece);
-      }
-    }
-    for (int part = 0; part < piece; part += panels.block) {
-      ops_->pack(work + part, piece, panels.block, to);
-      to += panel_block_bytes(panels.block);
-    }
-  }
+void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t panel) const {
+  Int8Source from;
+  from.type = weight.type;
+  from.row_bytes = type_bytes(weight.type, weight.n_in);
+  from.rows = weight.data + static_cast<size_t>(panel * kPanelChannels) * from.row_bytes;
+  from.n_channels = static_cast<int>(std::min<int64_t>(kPanelChannels, weight.n_out - panel * kPanelChannels));
+  from.n_in = weight.n_in;
+  from.decode = choose_decoder(context_->features);
+  ops_->pack(from, panels.layout, panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes);
 }
 
-ManyRows::Input ManyRows::quantise(Mat x, int block) const {
+ManyRows::Input ManyRows::quantise(Mat x, int group) const {
   const int64_t tile_rows = ops_->tile_rows;
   Input input;
-  input.block = block;
-  input.n_blocks = x.cols / block;
+  input.group = group;
+  input.n_groups = x.cols / group;
   input.n_tiles = (x.rows + tile_rows - 1) / tile_rows;
   const int64_t n_rows = input.n_tiles * tile_rows;
   input.codes = scratch_->lend(static_cast<size_t>(n_rows * x.cols));
-  input.scales = scratch_->lend(static_cast<size_t>(n_rows * input.n_blocks) * sizeof(float));
+  input.scales = scratch_->lend(static_cast<size_t>(n_rows * input.n_groups * ops_->scale_floats) * sizeof(float));
   context_->pool.parallel_for(input.n_tiles, [&](int64_t tile, int /*thread*/) {
     auto* codes = reinterpret_cast<uint8_t*>(input.codes.get()) + tile * tile_rows * x.cols;
-    auto* scales = reinterpret_cast<float*>(input.scales.get()) + tile * tile_rows * input.n_blocks;
+    auto* scales =
+        reinterpret_cast<float*>(input.scales.get()) + tile * tile_rows * input.n_groups * ops_->scale_floats;
     for (int64_t r = 0; r < tile_rows; ++r) {
       // The last tile repeats the last row; what comes of it is thrown away.
       const int64_t row = std::min(x.rows - 1, tile * tile_rows + r);
-      ops_->quantise(x.row(row), x.cols, block, codes + r * 4, scales + r);
+      ops_->quantise(x.row(row), x.cols, group, codes + r * 4, scales + r);
     }
   });
   return input;
 }
 
 void ManyRows::multiply_piece(const Piece& piece, const Input& input) const {
-  const int64_t span_blocks = std::max<int64_t>(1, kSpanInputs / input.block);
-  for (int64_t begin = 0; begin < input.n_blocks; begin += span_blocks) {
-    const int64_t end = std::min(input.n_blocks, begin + span_blocks);
+  const int64_t span_groups = std::max<int64_t>(1, kSpanInputs / input.group);
+  for (int64_t begin = 0; begin < input.n_groups; begin += span_groups) {
+    const int64_t end = std::min(input.n_groups, begin + span_groups);
     for (int64_t panel = piece.first_panel; panel < piece.last_panel; ++panel) {
       for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
         multiply_tile(piece, input, {panel, tile, begin, end});
@@ -158,17 +132,18 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
   const bool whole = n_rows == tile_rows && n_columns == kPanelChannels;
   Int8Tile tile;
   tile.codes =
-      reinterpret_cast<const uint8_t*>(input.codes.get()) + (row * input.n_blocks + tile_rows * at.begin) * input.block;
-  tile.scales = reinterpret_cast<const float*>(input.scales.get()) + row * input.n_blocks + tile_rows * at.begin;
+      reinterpret_cast<const uint8_t*>(input.codes.get()) + (row * input.n_groups + tile_rows * at.begin) * input.group;
+  tile.scales = reinterpret_cast<const float*>(input.scales.get()) +
+                (row * input.n_groups + tile_rows * at.begin) * ops_->scale_floats;
   tile.panel = piece.panels->bytes.get() + static_cast<size_t>(at.panel) * piece.panels->panel_bytes +
-               static_cast<size_t>(at.begin) * panel_block_bytes(input.block);
-  tile.n_blocks = at.end - at.begin;
-  tile.block = input.block;
+               static_cast<size_t>(at.begin) * piece.panels->layout.group_bytes;
+  tile.n_groups = at.end - at.begin;
+  tile.layout = piece.panels->layout;
   tile.y = whole ? y : spare;
   tile.stride = whole ? piece.y.stride : kPanelChannels;
   tile.add = whole && at.begin > 0;
   ops_->multiply(tile);
-  const bool last = at.end == input.n_blocks;
+  const bool last = at.end == input.n_groups;
   if (whole && (!last || piece.bias == nullptr)) return;
   for (int64_t r = 0; r < n_rows; ++r) {
     for (int64_t c = 0; c < n_columns; ++c) {
@@ -180,7 +155,7 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
 }
 
 void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
-  const Input input = quantise(x, block_of(x.cols));
+  const Input input = quantise(x, ops_->layout(weights[0]->type, x.cols).group);  // the same for every type
   const int64_t tile_span = ops_->tile_rows * std::min(kSpanInputs, x.cols);
   const int64_t tiles_at_once = std::max<int64_t>(1, kPieceCodes / tile_span);
   std::vector<Piece> pieces;

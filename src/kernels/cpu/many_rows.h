@@ -1,5 +1,5 @@
-// Products of many rows (prefill): weights are unpacked once to rotated int8 (int8_ops.h), and every product spreads
-// its output over the threads in pieces that their caches hold.
+// Products of many rows (prefill): weights are unpacked once to 8-bit codes (int8_ops.h), and every product spreads its
+// output over the threads in pieces that their caches hold.
 #pragma once
 
 #include <map>
@@ -19,7 +19,7 @@ class ManyRows {
   ManyRows(CpuContext& context, ScratchPool& scratch)
       : context_(&context), scratch_(&scratch), ops_(&choose_int8_ops(context.features)) {}
 
-  /// The weights stay unpacked while the result lives. Those whose n_in is no multiple of 16 are left out.
+  /// The weights stay unpacked while the result lives. Those that cannot be packed (odd n_in) are left out.
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights);
   /// Whether all of them are unpacked.
   bool has(std::span<const Weight* const> weights) const;
@@ -30,7 +30,7 @@ class ManyRows {
 
  private:
   struct Panels {  // one weight
-    int block = 0;
+    Int8Layout layout;
     int64_t n_panels = 0;
     size_t panel_bytes = 0;
     std::shared_ptr<std::byte> bytes;
@@ -38,17 +38,17 @@ class ManyRows {
   struct Guard : Unpacked {
     std::vector<std::shared_ptr<const Panels>> held;
   };
-  struct Input {  // rotated and rounded
-    int block = 0;
-    int64_t n_blocks = 0, n_tiles = 0;
+  struct Input {  // activations in 8 bits
+    int group = 0;
+    int64_t n_groups = 0, n_tiles = 0;
     std::shared_ptr<std::byte> codes, scales;
   };
   struct Piece;
   struct Place;
 
   std::shared_ptr<const Panels> find(const Weight& weight) const;
-  void pack_panel(const Weight& weight, const Panels& panels, int64_t panel, float* work) const;
-  Input quantise(Mat x, int block) const;
+  void pack_panel(const Weight& weight, const Panels& panels, int64_t panel) const;
+  Input quantise(Mat x, int group) const;
   void multiply_piece(const Piece& piece, const Input& input) const;
   void multiply_tile(const Piece& piece, const Input& input, const Place& at) const;
 

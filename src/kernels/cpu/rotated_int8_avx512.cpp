@@ -8,34 +8,32 @@
 namespace winnow {
 namespace {
 
-#include "kernels/cpu/int8_inl.h"
+#include "kernels/cpu/rotated_int8_inl.h"
 
 constexpr int kTileRows = 24;
-constexpr int kLevels = 127;
 
-void pack(float* w, int64_t stride, int block, std::byte* to) {
-  pack_block<kLevels>(w, stride, block, to, [](std::byte* window, int n_codes) {
-    const __m512i zero_point = _mm512_set1_epi8(static_cast<char>(kLevels + 1));
+void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
+  pack_panel(from, layout, to, [](std::byte* window) {
+    const __m512i zero_point = _mm512_set1_epi8(static_cast<char>(kZeroPoint));
     __m512i sum = _mm512_setzero_si512();
     for (int step = 0; step < 4; ++step) {
       sum = _mm512_dpbusd_epi32(sum, zero_point, _mm512_loadu_si512(window + step * 64));
     }
-    _mm512_storeu_si512(window + n_codes, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+    _mm512_storeu_si512(window + kWindowCodes, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
   });
 }
 
 void multiply(const Int8Tile& tile) {
-  constexpr int kWindowBytes = kPanelChannels * kWindowInputs + 64;
   __m512 total[kTileRows] = {};
   for (int r = 0; tile.add && r < kTileRows; ++r) total[r] = _mm512_loadu_ps(tile.y + r * tile.stride);
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const std::byte* w = tile.panel;
-  const int n_windows = tile.block / kWindowInputs;
-  for (int64_t b = 0; b < tile.n_blocks; ++b) {
+  const int n_windows = tile.layout.group / kWindowInputs;
+  for (int64_t g = 0; g < tile.n_groups; ++g) {
     __m512i start = _mm512_setzero_si512();
     for (int window = 0; window < n_windows; ++window) {
-      start = _mm512_add_epi32(start, _mm512_loadu_si512(w + window * kWindowBytes + 256));
+      start = _mm512_add_epi32(start, _mm512_loadu_si512(w + window * kWindowBytes + kWindowCodes));
     }
     __m512i sums[kTileRows];
 #pragma GCC unroll 24
@@ -66,6 +64,7 @@ void multiply(const Int8Tile& tile) {
 
 }  // namespace
 
-const Int8Ops kInt8OpsAvx512 = {"int8", kTileRows, quantise_row<kTileRows, kLevels>, pack, multiply};
+const Int8Ops kRotatedInt8Avx512 = {"int8 rotated, VNNI",    kTileRows, 1,       rotated_layout,
+                                    quantise_row<kTileRows>, pack,      multiply};
 
 }  // namespace winnow

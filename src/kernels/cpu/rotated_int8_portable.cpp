@@ -5,15 +5,13 @@
 namespace winnow {
 namespace {
 
-#include "kernels/cpu/int8_inl.h"
+#include "kernels/cpu/rotated_int8_inl.h"
 
 constexpr int kTileRows = 4;
-constexpr int kLevels = 127;
-constexpr int kZero = kLevels + 1;
 
-void pack(float* w, int64_t stride, int block, std::byte* to) {
+void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
   // Nothing is started from: the zero point is taken off the activations' codes as they are read.
-  pack_block<kLevels>(w, stride, block, to, [](std::byte* /*window*/, int /*n_codes*/) {});
+  pack_panel(from, layout, to, [](std::byte* /*window*/) {});
 }
 
 void multiply(const Int8Tile& tile) {
@@ -23,17 +21,17 @@ void multiply(const Int8Tile& tile) {
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const auto* w = reinterpret_cast<const int8_t*>(tile.panel);
-  for (int64_t b = 0; b < tile.n_blocks; ++b) {
+  for (int64_t g = 0; g < tile.n_groups; ++g) {
     int32_t sum[kTileRows][kPanelChannels] = {};
-    for (int window = 0; window < tile.block / kWindowInputs; ++window) {
+    for (int window = 0; window < tile.layout.group / kWindowInputs; ++window) {
       for (int step = 0; step < 4; ++step, w += 4 * kPanelChannels) {
         for (int r = 0; r < kTileRows; ++r, a += 4) {
           for (int c = 0; c < kPanelChannels; ++c) {
-            for (int k = 0; k < 4; ++k) sum[r][c] += (a[k] - kZero) * w[4 * c + k];
+            for (int k = 0; k < 4; ++k) sum[r][c] += (a[k] - kZeroPoint) * w[4 * c + k];
           }
         }
       }
-      w += 64;
+      w += kWindowBytes - kWindowCodes;
     }
     float w_scale[kPanelChannels];
     __builtin_memcpy(w_scale, w, sizeof(w_scale));
@@ -50,6 +48,7 @@ void multiply(const Int8Tile& tile) {
 
 }  // namespace
 
-const Int8Ops kInt8OpsPortable = {"plain int8", kTileRows, quantise_row<kTileRows, kLevels>, pack, multiply};
+const Int8Ops kRotatedInt8Portable = {"int8 rotated, plain loops", kTileRows, 1,       rotated_layout,
+                                      quantise_row<kTileRows>,     pack,      multiply};
 
 }  // namespace winnow
