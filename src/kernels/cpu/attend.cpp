@@ -100,8 +100,9 @@ class Prefill {
       const Block& block = blocks[static_cast<size_t>(item)];
       const KvHead& kv = args_.kv.heads[static_cast<size_t>(block.head->kv_head)];
       const auto at = static_cast<size_t>(block.block);
-      kernel_.unpack_k(kv.k[at], args_.kv.k_type, block.block, block.head->kv);
-      kernel_.unpack_v(kv.v[at], args_.kv.v_type, block.block, block.head->kv);
+      const int32_t n_rows = std::min(kBlockSlots, kv.n_slots - block.block * kBlockSlots);
+      kernel_.unpack_k(kv.k[at], args_.kv.k_type, block.block, n_rows, block.head->kv);
+      kernel_.unpack_v(kv.v[at], args_.kv.v_type, block.block, n_rows, block.head->kv);
     });
   }
 

@@ -40,50 +40,57 @@ struct MathF32 {
   static constexpr Type kProduct = Type::f32;
   static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
 
-  static int64_t row_bytes(int32_t dim) { return int64_t{4} * dim; }
   static size_t query_bytes(int32_t dim) { return size_t{4} * kPanel * static_cast<size_t>(dim); }
   static size_t kv_bytes(int32_t n_slots, int32_t dim) {
     return size_t{4} * static_cast<size_t>(n_slots) * static_cast<size_t>(dim);
   }
 
-  static void unpack(const std::byte* from, Type type, int32_t block, int32_t dim, std::byte* to) {
+  static void unpack(const std::byte* from, Type type, int32_t block, int32_t n_rows, int32_t dim, std::byte* to) {
     float* rows = reinterpret_cast<float*>(to) + int64_t{block} * kBlockSlots * dim;
     with_codec(type, [&](auto codec) {
       using Codec = decltype(codec);
-      for (int32_t slot = 0; slot < kBlockSlots; ++slot) {
-        unpack_row<Codec>(from + slot * Codec::row_bytes(dim), dim, rows + int64_t{slot} * dim);
+      for (int32_t row = 0; row < n_rows; ++row) {
+        unpack_row<Codec>(from + row * Codec::row_bytes(dim), dim, rows + int64_t{row} * dim);
       }
     });
   }
-  static void unpack_k(const std::byte* from, Type type, int32_t block, const UnpackedKv& to) {
-    unpack(from, type, block, to.head_dim, to.k);
+  static void unpack_k(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to) {
+    unpack(from, type, block, n_rows, to.head_dim, to.k);
   }
-  static void unpack_v(const std::byte* from, Type type, int32_t block, const UnpackedKv& to) {
-    unpack(from, type, block, to.head_dim, to.v);
+  static void unpack_v(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to) {
+    unpack(from, type, block, n_rows, to.head_dim, to.v);
+  }
+
+  /// The rows of single slots, one after the other.
+  static void gather(const UnpackedKv& from, const int32_t* slot, int32_t n, const UnpackedKv& to) {
+    const auto bytes = kv_bytes(1, from.head_dim);
+    for (int32_t i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(slot[i]);
+      __builtin_memcpy(to.k + static_cast<size_t>(i) * bytes, from.k + at * bytes, bytes);
+      __builtin_memcpy(to.v + static_cast<size_t>(i) * bytes, from.v + at * bytes, bytes);
+    }
   }
 
   /// -> [dim][kPanel], times `factor`; lanes without a row are 0.
   static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {
-    auto* packed = reinterpret_cast<float*>(to);
-    for (int32_t lane = 0; lane < kPanel; ++lane) {
-      for (int32_t d = 0; d < dim; ++d) packed[d * kPanel + lane] = lane < n_rows ? q[lane * stride + d] * factor : 0;
-    }
+    transpose_panel(q, stride, n_rows, dim, factor, reinterpret_cast<float*>(to));
   }
 
-  /// s[i][lane] = k_i . q_lane for slots i in [from, to) of the tile.
-  static void scores(const std::byte* q, const std::byte* k, int32_t from, int32_t to, int32_t dim, float* s) {
+  /// s[i][lane] = k_(row + i) . q_lane for slots i in [from, to) of the tile that begins at `row`.
+  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
+                     float* s) {
     const auto* panel = reinterpret_cast<const float*>(q);
-    const float* rows = reinterpret_cast<const float*>(k) + int64_t{from} * dim;
+    const float* rows = reinterpret_cast<const float*>(k) + int64_t{row + from} * dim;
     each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
-      const float* row = rows + int64_t{begin} * dim;
+      const float* first = rows + int64_t{begin} * dim;
       Floats sum[kSize][2] = {};
       for (int32_t d = 0; d < dim; ++d) {
         const Floats q0 = load(panel + d * kPanel);
         const Floats q1 = load(panel + d * kPanel + kLanes);
         WINNOW_UNROLL
         for (int i = 0; i < kSize; ++i) {
-          const Floats value = broadcast(row[int64_t{i} * dim + d]);
+          const Floats value = broadcast(first[int64_t{i} * dim + d]);
           sum[i][0] += value * q0;
           sum[i][1] += value * q1;
         }
@@ -97,10 +104,10 @@ struct MathF32 {
     });
   }
 
-  /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_i[d] p[i][lane]; shrink may be null.
-  static void values(const std::byte* v, const float* p, int32_t from, int32_t to, int32_t dim, const float* shrink,
-                     float* o) {
-    const auto* rows = reinterpret_cast<const float*>(v);
+  /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_(row + i)[d] p[i][lane]; shrink may be null.
+  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
+                     const float* shrink, float* o) {
+    const float* rows = reinterpret_cast<const float*>(v) + int64_t{row} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
       float* out = o + begin * kPanel;
@@ -120,10 +127,10 @@ struct MathF32 {
       for (int32_t slot = from; slot < to; ++slot) {
         const Floats p0 = load(p + slot * kPanel);
         const Floats p1 = load(p + slot * kPanel + kLanes);
-        const float* row = rows + int64_t{slot} * dim + begin;
+        const float* value_row = rows + int64_t{slot} * dim + begin;
         WINNOW_UNROLL
         for (int i = 0; i < kSize; ++i) {
-          const Floats value = broadcast(row[i]);
+          const Floats value = broadcast(value_row[i]);
           sum[i][0] += value * p0;
           sum[i][1] += value * p1;
         }

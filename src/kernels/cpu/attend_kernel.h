@@ -57,9 +57,9 @@ struct AttendKernel {
   Type product;  // number format of the prefill products: f32 or bf16
   /// Bytes of K or of V of one kv head, unpacked.
   size_t (*kv_bytes)(int32_t n_slots, int32_t head_dim);
-  /// Unpacks one cache block (kBlockSlots rows) into its place in `to`.
-  void (*unpack_k)(const std::byte* from, Type type, int32_t block, const UnpackedKv& to);
-  void (*unpack_v)(const std::byte* from, Type type, int32_t block, const UnpackedKv& to);
+  /// Unpacks the first n_rows rows of cache block `block` into their place in `to`; the others may hold anything.
+  void (*unpack_k)(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to);
+  void (*unpack_v)(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to);
   /// Scratch of one `attend_tile`.
   size_t (*tile_bytes)(int32_t head_dim);
   /// Returns how many (row, slot) pairs it computed.

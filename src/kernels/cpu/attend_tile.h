@@ -45,10 +45,50 @@ inline void each_piece(int32_t n, const F& f) {
   }
 }
 
+/// Four vectors as the rows of a matrix, transposed inside each group of four lanes: column 4 g + i of the input
+/// becomes group g of row i.
+inline void transpose4(Floats (&row)[4]) {
+  constexpr std::make_integer_sequence<int, kLanes> kEach;
+  const Floats low01 = first_pairs(row[0], row[1], kEach);
+  const Floats low23 = first_pairs(row[2], row[3], kEach);
+  const Floats high01 = last_pairs(row[0], row[1], kEach);
+  const Floats high23 = last_pairs(row[2], row[3], kEach);
+  row[0] = first_halves(low01, low23, kEach);
+  row[1] = last_halves(low01, low23, kEach);
+  row[2] = first_halves(high01, high23, kEach);
+  row[3] = last_halves(high01, high23, kEach);
+}
+
+/// The transpose of n_rows rows of n_columns values: to[column * kPanel + row], times `factor`; rows up to kPanel are
+/// 0.
+inline void transpose_panel(const float* from, int64_t stride, int32_t n_rows, int32_t n_columns, float factor,
+                            float* to) {
+  for (int32_t row = 0; row < kPanel; row += 4) {
+    int32_t column = 0;
+    for (; row + 4 <= n_rows && column + kLanes <= n_columns; column += kLanes) {
+      Floats block[4];
+      for (int i = 0; i < 4; ++i) block[i] = load(from + (row + i) * stride + column) * factor;
+      transpose4(block);
+      for (int i = 0; i < 4; ++i) {
+        for (int group = 0; group < kLanes / 4; ++group) {
+          __builtin_memcpy(to + (column + 4 * group + i) * kPanel + row,
+                           reinterpret_cast<const Float4*>(&block[i]) + group, sizeof(Float4));
+        }
+      }
+    }
+    for (; column < n_columns; ++column) {
+      for (int32_t r = row; r < row + 4; ++r) {
+        to[column * kPanel + r] = r < n_rows ? from[r * stride + column] * factor : 0;
+      }
+    }
+  }
+}
+
 /// Keys of one tile: consecutive slots from `first` on, or the `slot`s of columns gathered into consecutive rows.
 struct KeyTile {
-  const std::byte* k;
+  const std::byte* k;  // unpacked keys and values, of which
   const std::byte* v;
+  int32_t row;        // this row is the tile's first
   const float* bias;  // [n] or null
   const int32_t* slot;
   int32_t first;
@@ -75,8 +115,7 @@ struct Panel {
 template <typename Math>
 class TileRun {
  public:
-  TileRun(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch)
-      : tile_(tile), kv_(kv), dim_(kv.head_dim), row_bytes_(Math::row_bytes(dim_)) {
+  TileRun(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch) : tile_(tile), kv_(kv), dim_(kv.head_dim) {
     const auto take = [&scratch](size_t bytes) {
       std::byte* at = scratch;
       scratch += (bytes + 63) / 64 * 64;
@@ -85,13 +124,14 @@ class TileRun {
     q_ = take(Math::query_bytes(dim_) * kPanels);
     o_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * static_cast<size_t>(dim_)));
     s_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * kTileSlots));
-    gathered_k_ = take(static_cast<size_t>(row_bytes_) * kTileSlots);
-    gathered_v_ = take(static_cast<size_t>(row_bytes_) * kTileSlots);
+    gathered_.k = take(Math::kv_bytes(kTileSlots, dim_));
+    gathered_.v = take(Math::kv_bytes(kTileSlots, dim_));
+    gathered_.head_dim = dim_;
   }
 
   static size_t scratch_bytes(int32_t dim) {
     return Math::query_bytes(dim) * kPanels + size_t{4} * kTileRows * (static_cast<size_t>(dim) + kTileSlots) +
-           2 * static_cast<size_t>(Math::row_bytes(dim)) * kTileSlots + size_t{64} * 5;
+           2 * Math::kv_bytes(kTileSlots, dim) + size_t{64} * 5;
   }
 
   int64_t run() {
@@ -134,8 +174,7 @@ class TileRun {
     if (begin < low) begin = low;
     if (end > high) end = high;
     if (begin >= end) return;
-    visit({kv_.k + begin * row_bytes_, kv_.v + begin * row_bytes_, tile_.bias == nullptr ? nullptr : tile_.bias + begin,
-           nullptr, begin, end - begin});
+    visit({kv_.k, kv_.v, begin, tile_.bias == nullptr ? nullptr : tile_.bias + begin, nullptr, begin, end - begin});
   }
 
   void visit_columns() {
@@ -147,13 +186,12 @@ class TileRun {
       for (int32_t i = at; i < smaller(at + kTileSlots, n_columns); ++i) {
         const int32_t slot = tile_.column[static_cast<size_t>(i)];
         if (slot < low || slot >= high) continue;
-        const auto bytes = static_cast<size_t>(row_bytes_);
-        __builtin_memcpy(gathered_k_ + n * row_bytes_, kv_.k + slot * row_bytes_, bytes);
-        __builtin_memcpy(gathered_v_ + n * row_bytes_, kv_.v + slot * row_bytes_, bytes);
         if (tile_.bias != nullptr) gathered_bias_[n] = tile_.bias[slot];
         slot_[n++] = slot;
       }
-      if (n > 0) visit({gathered_k_, gathered_v_, tile_.bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
+      if (n == 0) continue;
+      Math::gather(kv_, slot_, n, gathered_);
+      visit({gathered_.k, gathered_.v, 0, tile_.bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
     }
   }
 
@@ -164,7 +202,8 @@ class TileRun {
       panel.to = keys.below(panel.end_high);
       if (panel.from >= panel.to) continue;
       float* s = s_ + p * kPanel * kTileSlots;
-      Math::scores(q_ + Math::query_bytes(dim_) * static_cast<size_t>(p), keys.k, panel.from, panel.to, dim_, s);
+      Math::scores(q_ + Math::query_bytes(dim_) * static_cast<size_t>(p), keys.k, keys.row, panel.from, panel.to, dim_,
+                   s);
       shape(keys, panel, p, s);
     }
     if (!first_ && tile_.skip > kNothing && all_skip(keys)) return;
@@ -249,7 +288,8 @@ class TileRun {
       }
       store(sum_ + at, sum);
     }
-    Math::values(keys.v, s, panel.from, panel.to, dim_, raised ? shrink : nullptr, o_ + int64_t{p} * kPanel * dim_);
+    Math::values(keys.v, keys.row, s, panel.from, panel.to, dim_, raised ? shrink : nullptr,
+                 o_ + int64_t{p} * kPanel * dim_);
   }
 
   static bool any_differs(Floats a, Floats b) {
@@ -270,28 +310,40 @@ class TileRun {
   }
 
   void finish() {
-    for (int32_t row = 0; row < tile_.n_rows; ++row) {
-      const float inverse = sum_[row] > 0 ? 1 / sum_[row] : 0;
-      const float* from = o_ + int64_t{row / kPanel} * kPanel * dim_ + row % kPanel;
-      float* to = tile_.o + row * tile_.o_stride;
-      for (int32_t d = 0; d < dim_; ++d) to[d] = from[d * kPanel] * inverse;
-      if (tile_.lse == nullptr) continue;
+    alignas(64) float inverse[kTileRows];
+    for (int32_t row = 0; row < n_panels_ * kPanel; ++row) inverse[row] = sum_[row] > 0 ? 1 / sum_[row] : 0;
+    for (int32_t lane = 0; lane < tile_.n_rows; lane += kLanes) {
+      const float* from = o_ + int64_t{lane / kPanel} * kPanel * dim_ + lane % kPanel;
+      write_rows(from, load(inverse + lane), lane, smaller(kLanes, tile_.n_rows - lane));
+    }
+    for (int32_t row = 0; tile_.lse != nullptr && row < tile_.n_rows; ++row) {
       tile_.lse[row * tile_.lse_stride] = sum_[row] > 0 ? (max_[row] + __builtin_log2f(sum_[row])) * kLn2 : kNothing;
+    }
+  }
+
+  /// The results of up to kLanes rows, from [dim][kPanel].
+  void write_rows(const float* from, Floats factor, int32_t row, int32_t n) {
+    for (int32_t d = 0; d < dim_; d += 4) {  // head sizes are multiples of 8
+      Floats block[4];
+      for (int i = 0; i < 4; ++i) block[i] = load(from + (d + i) * kPanel) * factor;
+      transpose4(block);
+      for (int32_t r = 0; r < n; ++r) {
+        __builtin_memcpy(tile_.o + (row + r) * tile_.o_stride + d,
+                         reinterpret_cast<const Float4*>(&block[r % 4]) + r / 4, sizeof(Float4));
+      }
     }
   }
 
   const QueryTile& tile_;
   const UnpackedKv& kv_;
   int32_t dim_;
-  int64_t row_bytes_;
   int32_t n_panels_ = 0;
   bool first_ = true;
   int64_t computed_ = 0;
-  std::byte* q_;  // [panel] Math's form
-  float* o_;      // [panel][dim][kPanel]
-  float* s_;      // [panel][kTileSlots][kPanel]
-  std::byte* gathered_k_;
-  std::byte* gathered_v_;
+  std::byte* q_;         // [panel] Math's form
+  float* o_;             // [panel][dim][kPanel]
+  float* s_;             // [panel][kTileSlots][kPanel]
+  UnpackedKv gathered_;  // columns, as consecutive rows
   Panel panel_[kPanels];
   alignas(64) float max_[kTileRows];
   alignas(64) float sum_[kTileRows];
