@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 
+#include "base/error.h"
 #include "kernels/cpu/attend_lists.h"
 #include "kernels/cpu/attention.h"
 
@@ -157,7 +158,7 @@ class Prefill {
 std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features) {
   static const std::vector<const AttendKernel*> kAll {
 #if defined(__x86_64__)
-    &kAttendAvx512, &kAttendAvx2,
+    &kAttendAmx, &kAttendBf16, &kAttendAvx512, &kAttendAvx2,
 #elif defined(__aarch64__)
     &kAttendNeon,
 #endif
@@ -173,6 +174,7 @@ void attend_many(const AttendKernel& kernel, CpuContext& context, const AttnArgs
 }
 
 void attend_with(const AttendKernel& kernel, CpuContext& context, const AttnArgs& args) {
+  WINNOW_ASSERT(args.q.head_dim <= kMostDim);
   if (args.q.n_rows <= 0) return;
   (args.q.n_rows <= kFewRows ? attend_few : attend_many)(kernel, context, args);
 }

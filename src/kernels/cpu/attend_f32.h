@@ -27,7 +27,7 @@ template <typename Codec>
 inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
   int32_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) store(to + d, Codec::load(row, d));
-  if (d == head_dim) return;
+  if (d >= head_dim) return;
   // The last whole vector that ends with the row; head sizes are at least 8, vectors may be wider.
   alignas(64) std::byte copy[4 * kLanes] = {};
   const int64_t offset = Codec::row_bytes(d);
@@ -36,11 +36,29 @@ inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
   __builtin_memcpy(to + d, &tail, sizeof(float) * static_cast<size_t>(head_dim - d));
 }
 
+/// sum[i][lane] = from[i][lane] * shrink[lane]; shrink may be null.
+template <int kSize>
+inline void load_sums(const float* from, const float* shrink, Floats (&sum)[kSize][2]) {
+  WINNOW_UNROLL
+  for (int i = 0; i < kSize; ++i) {
+    sum[i][0] = load(from + i * kPanel);
+    sum[i][1] = load(from + i * kPanel + kLanes);
+  }
+  if (shrink == nullptr) return;
+  WINNOW_UNROLL
+  for (int i = 0; i < kSize; ++i) {
+    sum[i][0] *= load(shrink);
+    sum[i][1] *= load(shrink + kLanes);
+  }
+}
+
 struct MathF32 {
+  struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::f32;
   static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
 
   static size_t query_bytes(int32_t dim) { return size_t{4} * kPanel * static_cast<size_t>(dim); }
+  static size_t result_dim(int32_t dim) { return static_cast<size_t>(dim); }
   static size_t kv_bytes(int32_t n_slots, int32_t dim) {
     return size_t{4} * static_cast<size_t>(n_slots) * static_cast<size_t>(dim);
   }
@@ -112,18 +130,7 @@ struct MathF32 {
       constexpr int kSize = decltype(size)::value;
       float* out = o + begin * kPanel;
       Floats sum[kSize][2];
-      WINNOW_UNROLL
-      for (int i = 0; i < kSize; ++i) {
-        sum[i][0] = load(out + i * kPanel);
-        sum[i][1] = load(out + i * kPanel + kLanes);
-      }
-      if (shrink != nullptr) {
-        WINNOW_UNROLL
-        for (int i = 0; i < kSize; ++i) {
-          sum[i][0] *= load(shrink);
-          sum[i][1] *= load(shrink + kLanes);
-        }
-      }
+      load_sums<kSize>(out, shrink, sum);
       for (int32_t slot = from; slot < to; ++slot) {
         const Floats p0 = load(p + slot * kPanel);
         const Floats p1 = load(p + slot * kPanel + kLanes);

@@ -13,6 +13,7 @@
 namespace winnow::cpu {
 
 inline constexpr int32_t kTileRows = kVoteRows;    // rows of a query tile
+inline constexpr int32_t kMostDim = 1024;          // largest head size
 inline constexpr int32_t kTileSlots = kVoteSlots;  // slots of a key tile
 
 /// K and V of one kv head in the kernel's own form, rows of all slots.
@@ -83,6 +84,8 @@ struct AttendKernel {
 
 // In the order of preference; each is defined in its attend_NAME.cpp.
 #if defined(__x86_64__)
+extern const AttendKernel kAttendAmx;
+extern const AttendKernel kAttendBf16;
 extern const AttendKernel kAttendAvx512;
 extern const AttendKernel kAttendAvx2;
 #elif defined(__aarch64__)

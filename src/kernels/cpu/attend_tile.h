@@ -122,7 +122,7 @@ class TileRun {
       return at;
     };
     q_ = take(Math::query_bytes(dim_) * kPanels);
-    o_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * static_cast<size_t>(dim_)));
+    o_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * Math::result_dim(dim_)));
     s_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * kTileSlots));
     gathered_.k = take(Math::kv_bytes(kTileSlots, dim_));
     gathered_.v = take(Math::kv_bytes(kTileSlots, dim_));
@@ -130,7 +130,7 @@ class TileRun {
   }
 
   static size_t scratch_bytes(int32_t dim) {
-    return Math::query_bytes(dim) * kPanels + size_t{4} * kTileRows * (static_cast<size_t>(dim) + kTileSlots) +
+    return Math::query_bytes(dim) * kPanels + size_t{4} * kTileRows * (Math::result_dim(dim) + kTileSlots) +
            2 * Math::kv_bytes(kTileSlots, dim) + size_t{64} * 5;
   }
 
@@ -147,6 +147,9 @@ class TileRun {
   }
 
  private:
+  /// Floats of one panel's results, [Math::result_dim][kPanel].
+  int64_t panel_values() const { return static_cast<int64_t>(Math::result_dim(dim_)) * kPanel; }
+
   void start() {
     n_panels_ = (tile_.n_rows + kPanel - 1) / kPanel;
     const float factor = tile_.softcap > 0 ? tile_.scale / tile_.softcap : tile_.scale * kLog2E;
@@ -163,7 +166,7 @@ class TileRun {
       Math::pack_query(tile_.q + first * tile_.q_stride, tile_.q_stride, n, dim_, factor,
                        q_ + Math::query_bytes(dim_) * static_cast<size_t>(p));
     }
-    const int64_t n_values = int64_t{n_panels_} * kPanel * dim_;
+    const int64_t n_values = n_panels_ * panel_values();
     for (int64_t i = 0; i < n_values; i += kLanes) store(o_ + i, Floats{});
   }
 
@@ -288,8 +291,7 @@ class TileRun {
       }
       store(sum_ + at, sum);
     }
-    Math::values(keys.v, keys.row, s, panel.from, panel.to, dim_, raised ? shrink : nullptr,
-                 o_ + int64_t{p} * kPanel * dim_);
+    Math::values(keys.v, keys.row, s, panel.from, panel.to, dim_, raised ? shrink : nullptr, o_ + p * panel_values());
   }
 
   static bool any_differs(Floats a, Floats b) {
@@ -313,7 +315,7 @@ class TileRun {
     alignas(64) float inverse[kTileRows];
     for (int32_t row = 0; row < n_panels_ * kPanel; ++row) inverse[row] = sum_[row] > 0 ? 1 / sum_[row] : 0;
     for (int32_t lane = 0; lane < tile_.n_rows; lane += kLanes) {
-      const float* from = o_ + int64_t{lane / kPanel} * kPanel * dim_ + lane % kPanel;
+      const float* from = o_ + lane / kPanel * panel_values() + lane % kPanel;
       write_rows(from, load(inverse + lane), lane, smaller(kLanes, tile_.n_rows - lane));
     }
     for (int32_t row = 0; tile_.lse != nullptr && row < tile_.n_rows; ++row) {
@@ -356,6 +358,7 @@ class TileRun {
 
 template <typename Math>
 int64_t attend_tile(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch) {
+  [[maybe_unused]] const typename Math::Session session;
   TileRun<Math> run(tile, kv, scratch);
   return run.run();
 }

@@ -1,0 +1,138 @@
+// Attention with AVX-512's bf16 products: twice the rate of float32. Sums, softmax and results stay in float32.
+#include "kernels/cpu/attend_bf16.h"
+#include "kernels/cpu/attend_rows.h"
+
+namespace winnow::cpu {
+namespace {
+
+/// One dword [pair of values] broadcast and multiplied with 16 lanes' pairs.
+inline Floats add_products(Floats sum, int32_t pair, Ints lanes) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), reinterpret_cast<__m512bh>(lanes));
+}
+
+/// K: rows of bf16 [dim]. V: pairs of slots [slot / 2][dim][2]. Head sizes are even.
+struct MathBf16 {
+  struct Session {};  // nothing to set up
+  static constexpr Type kProduct = Type::bf16;
+  static constexpr int kStep = 12;  // with two vectors each, and three more registers
+
+  static size_t query_bytes(int32_t dim) { return size_t{2} * kPanel * static_cast<size_t>(round_up(dim, 16)); }
+  static size_t result_dim(int32_t dim) { return static_cast<size_t>(dim); }
+  static size_t kv_bytes(int32_t n_slots, int32_t dim) {
+    return size_t{2} * static_cast<size_t>(n_slots) * static_cast<size_t>(dim);
+  }
+
+  static void unpack_k(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to) {
+    const int32_t dim = to.head_dim;
+    auto* rows = reinterpret_cast<uint16_t*>(to.k) + int64_t{block} * kBlockSlots * dim;
+    with_codec(type, [&](auto codec) {
+      using Codec = decltype(codec);
+      for (int32_t row = 0; row < n_rows; ++row) {
+        unpack_row_bf16<Codec>(from + row * Codec::row_bytes(dim), dim, dim, rows + int64_t{row} * dim);
+      }
+    });
+  }
+
+  static void unpack_v(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to) {
+    const int32_t dim = to.head_dim;
+    auto* pairs = reinterpret_cast<int32_t*>(to.v) + int64_t{block} * kPairs * dim;
+    with_codec(type, [&](auto codec) {
+      using Codec = decltype(codec);
+      alignas(64) float values[2][kMostDim];
+      for (int32_t row = 0; row < n_rows; row += 2) {
+        unpack_row<Codec>(from + row * Codec::row_bytes(dim), dim, values[0]);
+        if (row + 1 < n_rows) unpack_row<Codec>(from + (row + 1) * Codec::row_bytes(dim), dim, values[1]);
+        int32_t* out = pairs + int64_t{row} / 2 * dim;
+        for (int32_t d = 0; d < dim; d += kLanes) {
+          const Floats second = row + 1 < n_rows ? cpu::load(values[1] + d) : Floats{};
+          const Ints both = pair_bf16(cpu::load(values[0] + d), second);
+          __builtin_memcpy(out + d, &both, sizeof(int32_t) * static_cast<size_t>(smaller(kLanes, dim - d)));
+        }
+      }
+    });
+  }
+
+  static void gather(const UnpackedKv& from, const int32_t* slot, int32_t n, const UnpackedKv& to) {
+    const int32_t dim = from.head_dim;
+    const auto bytes = size_t{2} * static_cast<size_t>(dim);
+    const auto* pairs = reinterpret_cast<const uint16_t*>(from.v);
+    auto* out = reinterpret_cast<uint16_t*>(to.v);
+    for (int32_t i = 0; i < n; ++i) {
+      __builtin_memcpy(to.k + static_cast<size_t>(i) * bytes, from.k + static_cast<size_t>(slot[i]) * bytes, bytes);
+      for (int32_t d = 0; d < dim; ++d) {
+        out[(i / 2 * dim + d) * 2 + i % 2] = pairs[(int64_t{slot[i] / 2} * dim + d) * 2 + slot[i] % 2];
+      }
+    }
+    for (int32_t d = 0; n % 2 == 1 && d < dim; ++d) out[(n / 2 * dim + d) * 2 + 1] = 0;
+  }
+
+  static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {
+    pack_query_pairs(q, stride, n_rows, dim, round_up(dim, 16), factor, reinterpret_cast<int32_t*>(to));
+  }
+
+  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
+                     float* s) {
+    const auto* panel = reinterpret_cast<const int32_t*>(q);
+    const int32_t n_pairs = dim / 2;
+    const int32_t* rows = reinterpret_cast<const int32_t*>(k) + int64_t{row + from} * n_pairs;
+    each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
+      constexpr int kSize = decltype(size)::value;
+      const int32_t* first = rows + int64_t{begin} * n_pairs;
+      Floats sum[kSize][2] = {};
+      for (int32_t d = 0; d < n_pairs; ++d) {
+        const Ints q0 = cpu::load(panel + d * kPanel);
+        const Ints q1 = cpu::load(panel + d * kPanel + kLanes);
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) {
+          const int32_t pair = first[int64_t{i} * n_pairs + d];
+          sum[i][0] = add_products(sum[i][0], pair, q0);
+          sum[i][1] = add_products(sum[i][1], pair, q1);
+        }
+      }
+      float* out = s + (from + begin) * kPanel;
+      WINNOW_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        cpu::store(out + i * kPanel, sum[i][0]);
+        cpu::store(out + i * kPanel + kLanes, sum[i][1]);
+      }
+    });
+  }
+
+  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
+                     const float* shrink, float* o) {
+    // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
+    alignas(64) int32_t weights[(kPairs + 1) * kPanel];
+    const int32_t first = (row + from) / 2;
+    const int32_t n_pairs = (row + to + 1) / 2 - first;
+    pack_weight_pairs(p, row, from, to, 2 * first, n_pairs, weights);
+    const int32_t* pairs = reinterpret_cast<const int32_t*>(v) + int64_t{first} * dim;
+    each_piece<kStep>(dim, [&](int32_t begin, auto size) {
+      constexpr int kSize = decltype(size)::value;
+      float* out = o + begin * kPanel;
+      Floats sum[kSize][2];
+      load_sums<kSize>(out, shrink, sum);
+      for (int32_t pair = 0; pair < n_pairs; ++pair) {
+        const Ints p0 = cpu::load(weights + pair * kPanel);
+        const Ints p1 = cpu::load(weights + pair * kPanel + kLanes);
+        const int32_t* value = pairs + int64_t{pair} * dim + begin;
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) {
+          sum[i][0] = add_products(sum[i][0], value[i], p0);
+          sum[i][1] = add_products(sum[i][1], value[i], p1);
+        }
+      }
+      WINNOW_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        cpu::store(out + i * kPanel, sum[i][0]);
+        cpu::store(out + i * kPanel + kLanes, sum[i][1]);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+constinit const AttendKernel kAttendBf16 =
+    make_kernel<MathBf16>("avx512_bf16", [](const CpuFeatures& features) { return features.avx512_bf16; });
+
+}  // namespace winnow::cpu
