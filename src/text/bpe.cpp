@@ -1,7 +1,5 @@
 #include "text/bpe.h"
 
-#include <algorithm>
-
 #include "base/error.h"
 #include "text/utf8.h"
 
@@ -12,14 +10,13 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 // Stands for a malformed byte when words are cut: like U+FFFD it is neither letter, digit nor space.
 constexpr char kMark = '\x01';
 
-uint64_t pair_key(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
-}
-
 }  // namespace
 
 BpeEncoder::BpeEncoder(const Metadata& metadata, const Vocabulary& vocabulary, PreTokenizer words)
-    : vocabulary_(vocabulary), words_(std::move(words)), user_defined_(vocabulary, TokenKind::kUserDefined) {
+    : vocabulary_(vocabulary),
+      words_(std::move(words)),
+      user_defined_(vocabulary, {TokenKind::kUserDefined}),
+      ranks_(metadata.texts("tokenizer.ggml.merges").size()) {
   for (size_t byte = 0; byte < byte_tokens_.size(); ++byte) {
     byte_tokens_[byte] = vocabulary.find(std::string(1, static_cast<char>(byte)));
   }
@@ -27,18 +24,39 @@ BpeEncoder::BpeEncoder(const Metadata& metadata, const Vocabulary& vocabulary, P
     const auto value = static_cast<uint8_t>(byte);
     if (byte_tokens_[value] < 0) fail("the model file's vocabulary has no token for the byte 0x{:02X}", value);
   }
-  const std::vector<std::string>& lines = metadata.texts("tokenizer.ggml.merges");
-  merges_.reserve(lines.size());
-  for (size_t i = 0; i < lines.size(); ++i) {
-    const std::string_view line = lines[i];
-    const size_t space = line.find(' ', 1);
-    if (space == std::string_view::npos) fail("the model file's merge {} (\"{}\") is not a pair", i, line);
-    const std::string left = vocabulary.spelled(line.substr(0, space));
-    const std::string right = vocabulary.spelled(line.substr(space + 1));
-    const int32_t ids[3] = {vocabulary.find(left), vocabulary.find(right), vocabulary.find(left + right)};
-    if (*std::min_element(ids, ids + 3) < 0) fail("the model file's merge {} (\"{}\") has no tokens", i, line);
-    merges_.emplace(pair_key(ids[0], ids[1]), Merge{static_cast<int32_t>(i), ids[2]});
+  for (const std::string& line : metadata.texts("tokenizer.ggml.merges")) {
+    const Merge merge = read_merge(line);
+    if (merge.token < 0) fail("the model file's merge {} (\"{}\") is not a pair of its tokens", merges_.size(), line);
+    if (rank(merge.left, merge.right) < 0) {
+      ranks_.add(hash(merge.left, merge.right), static_cast<int32_t>(merges_.size()));
+    }
+    merges_.push_back(merge);
   }
+}
+
+uint64_t BpeEncoder::hash(int32_t left, int32_t right) {
+  const uint64_t pair = static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
+  const uint64_t mixed = pair * 0x9E3779B97F4A7C15;  // 2^64 over the golden ratio spreads neighbours widely
+  return mixed ^ mixed >> 32;
+}
+
+int32_t BpeEncoder::rank(int32_t left, int32_t right) const {
+  return ranks_.find(hash(left, right), [&](int32_t place) {
+    const Merge& merge = merges_[static_cast<size_t>(place)];
+    return merge.left == left && merge.right == right;
+  });
+}
+
+/// The tokens of "left right" and of both together; none where the line is not of that form or they do not exist.
+BpeEncoder::Merge BpeEncoder::read_merge(std::string_view line) const {
+  const size_t space = line.find(' ', 1);
+  if (space == std::string_view::npos) return {};
+  std::string bytes = vocabulary_.spelled(line.substr(0, space));
+  const int32_t left = vocabulary_.find(bytes);
+  const std::string right_bytes = vocabulary_.spelled(line.substr(space + 1));
+  const int32_t right = vocabulary_.find(right_bytes);
+  if (left < 0 || right < 0) return {};
+  return {left, right, vocabulary_.find(bytes += right_bytes)};
 }
 
 void BpeEncoder::encode(std::string_view text, std::vector<int32_t>& ids) const {
@@ -79,9 +97,9 @@ void BpeEncoder::encode_word(std::string_view word, std::string_view masked, Mer
     for (const char byte : kReplacement) add(byte);
   }
   merger.merge([&](const Merger::Symbol& left, const Merger::Symbol& right) -> std::optional<Merger::Rule> {
-    const auto found = merges_.find(pair_key(left.token, right.token));
-    if (found == merges_.end()) return {};
-    return Merger::Rule{static_cast<double>(found->second.rank), found->second.token};
+    const int32_t found = rank(left.token, right.token);
+    if (found < 0) return {};
+    return Merger::Rule{static_cast<double>(found), merges_[static_cast<size_t>(found)].token};
   });
   merger.each([&](const Merger::Symbol& symbol) { ids.push_back(symbol.token); });
 }

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <array>
-#include <unordered_map>
+#include <optional>
 
 #include "base/metadata.h"
+#include "text/hash_index.h"
 #include "text/merger.h"
 #include "text/pre_tokenizer.h"
 #include "text/text_encoder.h"
@@ -24,8 +25,12 @@ class BpeEncoder : public TextEncoder {
 
  private:
   struct Merge {
-    int32_t rank, token;
+    int32_t left = -1, right = -1;  // the tokens of both sides
+    int32_t token = -1;
   };
+  static uint64_t hash(int32_t left, int32_t right);
+  int32_t rank(int32_t left, int32_t right) const;
+  Merge read_merge(std::string_view line) const;
   void encode_words(std::string_view text, std::vector<int32_t>& ids) const;
   void encode_word(std::string_view word, std::string_view masked, Merger& merger, std::vector<int32_t>& ids) const;
 
@@ -33,7 +38,8 @@ class BpeEncoder : public TextEncoder {
   PreTokenizer words_;
   SpecialTexts user_defined_;
   std::array<int32_t, 256> byte_tokens_;
-  std::unordered_map<uint64_t, Merge> merges_;  // by the tokens of both sides
+  std::vector<Merge> merges_;  // by rank
+  HashIndex ranks_;            // by the tokens of both sides
 };
 
 }  // namespace winnow

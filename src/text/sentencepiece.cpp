@@ -10,7 +10,7 @@ namespace winnow {
 
 SentencePieceEncoder::SentencePieceEncoder(const Metadata& metadata, const Vocabulary& vocabulary)
     : vocabulary_(vocabulary),
-      user_defined_(vocabulary, TokenKind::kUserDefined),
+      user_defined_(vocabulary, {TokenKind::kUserDefined}),
       scores_(metadata.reals("tokenizer.ggml.scores")),
       space_before_(metadata.boolean_or("tokenizer.ggml.add_space_prefix", true)) {
   const auto n = static_cast<size_t>(vocabulary.size());

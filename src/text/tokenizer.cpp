@@ -18,7 +18,7 @@ constexpr std::string_view kEndTexts[] = {"<|endoftext|>", "<|end_of_text|>", "<
 class FileTokenizer : public Tokenizer {
  public:
   FileTokenizer(const Metadata& metadata, Vocabulary::Spelling spelling)
-      : vocabulary_(metadata, spelling), control_(vocabulary_, TokenKind::kControl) {
+      : vocabulary_(metadata, spelling), control_(vocabulary_, {TokenKind::kControl, TokenKind::kUnknown}) {
     const bool byte_level = spelling == Vocabulary::Spelling::kByteAlphabet;
     bool add_bos = !byte_level;
     if (byte_level) {

@@ -96,7 +96,7 @@ TEST(Bpe, FactsThatDoNotFit) {
   facts.set("tokenizer.ggml.merges", std::vector<std::string>{"t h", "q q"});
   EXPECT_THAT(error_of([&] { Tokenizer::load(facts); }), HasSubstr("merge 1 (\"q q\")"));
   facts.set("tokenizer.ggml.merges", std::vector<std::string>{"th"});
-  EXPECT_THAT(error_of([&] { Tokenizer::load(facts); }), HasSubstr("is not a pair"));
+  EXPECT_THAT(error_of([&] { Tokenizer::load(facts); }), HasSubstr("merge 0 (\"th\") is not a pair"));
   facts = tiny_bpe("gpt-2");
   facts.set("tokenizer.ggml.token_type", std::vector<int64_t>{1, 1});
   EXPECT_THAT(error_of([&] { Tokenizer::load(facts); }), HasSubstr("2 token types"));
@@ -140,7 +140,7 @@ TEST(SentencePiece, ControlTextsAreOrdinaryUnlessAskedFor) {
   const auto tokenizer = Tokenizer::load(facts);
   // "<s" and ">" stand next to each other: they must not become the control token <s> by merging.
   EXPECT_THAT(pieces(*tokenizer, "<s>"), ElementsAre("<s", ">"));
-  EXPECT_THAT(tokenizer->encode("<s>", true), ElementsAre(1));
+  EXPECT_THAT(tokenizer->encode("<s><unk>", true), ElementsAre(1, 0));
   EXPECT_THAT(pieces(*tokenizer, "a\n\n\n"), ElementsAre("a", "\n\n", "\n"));
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <functional>
 
 #include "base/error.h"
 #include "text/utf8.h"
@@ -82,34 +83,35 @@ std::vector<TokenKind> read_kinds(const Metadata& metadata, size_t n) {
 
 }  // namespace
 
-Vocabulary::Vocabulary(const Metadata& metadata, Spelling spelling) : spelling_(spelling) {
+Vocabulary::Vocabulary(const Metadata& metadata, Spelling spelling)
+    : spelling_(spelling), ids_(metadata.texts("tokenizer.ggml.tokens").size()) {
   const std::vector<std::string>& texts = metadata.texts("tokenizer.ggml.tokens");
   if (texts.empty() || texts.size() > INT32_MAX) fail("the model file's vocabulary has {} tokens", texts.size());
   kinds_ = read_kinds(metadata, texts.size());
   bytes_.reserve(texts.size());
-  ids_.reserve(texts.size());
   for (size_t i = 0; i < texts.size(); ++i) {
     const TokenKind kind = kinds_[i];
     const bool ordinary = kind == TokenKind::kNormal || kind == TokenKind::kUnused;
     const bool byte = kind == TokenKind::kByte && spelling == Spelling::kSpaceAsLowBar;
     bytes_.push_back(byte ? named_byte(texts[i]) : ordinary ? spelled(texts[i]) : texts[i]);
-    if (kind == TokenKind::kNormal && !bytes_[i].empty()) ids_.emplace(bytes_[i], static_cast<int32_t>(i));
+    if (kind != TokenKind::kNormal || bytes_[i].empty() || find(bytes_[i]) >= 0) continue;
+    ids_.add(std::hash<std::string_view>()(bytes_[i]), static_cast<int32_t>(i));
   }
 }
 
 int32_t Vocabulary::find(std::string_view bytes) const {
-  const auto found = ids_.find(bytes);
-  return found == ids_.end() ? -1 : found->second;
+  const auto equal = [&](int32_t id) { return bytes_[static_cast<size_t>(id)] == bytes; };
+  return ids_.find(std::hash<std::string_view>()(bytes), equal);
 }
 
 std::string Vocabulary::spelled(std::string_view text) const {
   return spelling_ == Spelling::kByteAlphabet ? from_byte_alphabet(text) : with_spaces(text);
 }
 
-SpecialTexts::SpecialTexts(const Vocabulary& vocabulary, TokenKind kind) : begins_(256, false) {
+SpecialTexts::SpecialTexts(const Vocabulary& vocabulary, std::initializer_list<TokenKind> kinds) : begins_(256, false) {
   for (int32_t id = 0; id < vocabulary.size(); ++id) {
     const std::string& text = vocabulary.bytes(id);
-    if (vocabulary.kind(id) != kind || text.empty()) continue;
+    if (text.empty() || std::find(kinds.begin(), kinds.end(), vocabulary.kind(id)) == kinds.end()) continue;
     entries_.push_back({text, id});
     begins_[static_cast<uint8_t>(text[0])] = true;
   }

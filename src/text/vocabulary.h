@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/metadata.h"
+#include "text/hash_index.h"
 
 namespace winnow {
 
@@ -24,8 +25,6 @@ class Vocabulary {
   };
   /// Throws Error where lists are missing or their lengths differ.
   Vocabulary(const Metadata& metadata, Spelling spelling);
-  Vocabulary(const Vocabulary&) = delete;  // `ids_` looks into `bytes_`
-  Vocabulary& operator=(const Vocabulary&) = delete;
 
   int32_t size() const { return static_cast<int32_t>(bytes_.size()); }
   const std::string& bytes(int32_t id) const { return bytes_[static_cast<size_t>(id)]; }
@@ -39,13 +38,14 @@ class Vocabulary {
   Spelling spelling_;
   std::vector<std::string> bytes_;  // by id
   std::vector<TokenKind> kinds_;    // by id
-  std::unordered_map<std::string_view, int32_t> ids_;
+  HashIndex ids_;                   // of normal tokens, by their bytes
 };
 
 /// Finds the texts of chosen tokens inside of a text: the leftmost first, of those that begin together the longest.
 class SpecialTexts {
  public:
-  SpecialTexts(const Vocabulary& vocabulary, TokenKind kind);
+  /// Of all tokens of these kinds.
+  SpecialTexts(const Vocabulary& vocabulary, std::initializer_list<TokenKind> kinds);
 
   struct Fragment {
     std::string_view text;  // empty where it is a token
