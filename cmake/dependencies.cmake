@@ -10,12 +10,17 @@ find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
-find_package(dnnl REQUIRED)
 
-find_path(PCRE2_INCLUDE_DIR pcre2.h REQUIRED)
-find_library(PCRE2_LIBRARY pcre2-8 REQUIRED)
-add_library(PCRE2::PCRE2 UNKNOWN IMPORTED)
-set_target_properties(PCRE2::PCRE2 PROPERTIES IMPORTED_LOCATION ${PCRE2_LIBRARY}
-                      INTERFACE_INCLUDE_DIRECTORIES ${PCRE2_INCLUDE_DIR})
+# winnow_library(TARGET HEADER LIBRARY): an imported target for what brings no CMake files that serve. PCRE2 brings none;
+# oneDNN's ask for OpenCL's headers, which its own library does not need.
+function(winnow_library target header library)
+  find_path(${library}_INCLUDE_DIR ${header} REQUIRED)
+  find_library(${library}_LIBRARY ${library} REQUIRED)
+  add_library(${target} UNKNOWN IMPORTED GLOBAL)
+  set_target_properties(${target} PROPERTIES IMPORTED_LOCATION ${${library}_LIBRARY}
+                        INTERFACE_INCLUDE_DIRECTORIES ${${library}_INCLUDE_DIR})
+endfunction()
+winnow_library(PCRE2::PCRE2 pcre2.h pcre2-8)
+winnow_library(DNNL::dnnl oneapi/dnnl/dnnl.hpp dnnl)
 
 include(ggml)  # winnow_ggml
