@@ -45,15 +45,19 @@ void keep_top_k(std::vector<Candidate>& candidates, size_t k) {
 /// Keeps the best tokens until their probabilities reach `top_p` together.
 void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
   const double sum = weigh(candidates, 1);
-  // Tokens below this have less than 1 - top_p together, so none of them is needed: most of a vocabulary goes before
-  // the sort.
+  // Tokens below this have less than 1 - top_p together, so none of them is needed: most of a vocabulary.
   const double floor = (1 - top_p) * sum / static_cast<double>(candidates.size());
   std::erase_if(candidates, [floor](const Candidate& candidate) { return candidate.weight < floor; });
-  std::sort(candidates.begin(), candidates.end(), better);
+  // A heap gives the best few without sorting the rest; they gather at the end of the list.
+  const auto worse = [](const Candidate& a, const Candidate& b) { return better(b, a); };
+  std::make_heap(candidates.begin(), candidates.end(), worse);
+  auto kept = candidates.end();
   double reached = 0;
-  size_t n = 0;
-  while (n < candidates.size() && reached < top_p * sum) reached += candidates[n++].weight;
-  candidates.resize(std::max<size_t>(n, 1));
+  do {
+    std::pop_heap(candidates.begin(), kept, worse);
+    reached += (--kept)->weight;
+  } while (kept != candidates.begin() && reached < top_p * sum);
+  candidates.erase(candidates.begin(), kept);
 }
 
 void keep_min_p(std::vector<Candidate>& candidates, double min_p) {
