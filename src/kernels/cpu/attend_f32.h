@@ -36,6 +36,17 @@ inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
   __builtin_memcpy(to + d, &tail, sizeof(float) * static_cast<size_t>(head_dim - d));
 }
 
+template <>
+inline void unpack_row<CodecQ8>(const std::byte* row, int32_t head_dim, float* to) {
+  for (const float* end = to + head_dim; to < end; to += 32, row += CodecQ8::row_bytes(32)) {
+    const float scale = scalar_f16(row);
+    WINNOW_UNROLL
+    for (int32_t d = 0; d < 32; d += kLanes) {
+      store(to + d, load_i8(reinterpret_cast<const int8_t*>(row) + 2 + d) * scale);
+    }
+  }
+}
+
 /// sum[i][lane] = from[i][lane] * shrink[lane]; shrink may be null.
 template <int kSize>
 inline void load_sums(const float* from, const float* shrink, Floats (&sum)[kSize][2]) {

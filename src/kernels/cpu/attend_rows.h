@@ -8,7 +8,9 @@
 namespace winnow::cpu {
 namespace {
 
-constexpr int kQueriesAtOnce = kRegisters == 32 ? 8 : 6;  // two vectors of sums each
+// Queries whose sums fill the registers: with four rows of K, and with two vectors of a row of V.
+constexpr int kDotQueries = kRegisters == 32 ? 6 : 3;
+constexpr int kMixQueries = kRegisters == 32 ? 12 : 6;
 
 inline int32_t padded_dim(int32_t head_dim) {
   return (head_dim + kLanes - 1) / kLanes * kLanes;
@@ -24,89 +26,124 @@ inline void prefetch(const std::byte* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
 }
 
-/// Two rows (the second may equal the first) against kQueries queries.
+/// Logits of four rows and kQueries queries, to out[i * stride + 0 ... 3].
 template <typename Codec, int kQueries>
-inline void dot_pair(const std::byte* row0, const std::byte* row1, int32_t dim, const float* q, float* out0,
-                     float* out1, int64_t stride) {
-  Floats sum[kQueries][2] = {};
+inline void dot_four(const std::byte* const (&row)[4], int32_t dim, const float* q, float* out, int64_t stride) {
+  Floats sum[kQueries][4] = {};
   for (int32_t d = 0; d < dim; d += kLanes) {
-    const Floats k0 = Codec::load(row0, d);
-    const Floats k1 = Codec::load(row1, d);
+    Floats query[kQueries];
     WINNOW_UNROLL
-    for (int i = 0; i < kQueries; ++i) {
-      const Floats query = load(q + int64_t{i} * dim + d);
-      sum[i][0] += k0 * query;
-      sum[i][1] += k1 * query;
+    for (int i = 0; i < kQueries; ++i) query[i] = load(q + int64_t{i} * dim + d);
+    WINNOW_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const Floats k = Codec::load(row[r], d);
+      WINNOW_UNROLL
+      for (int i = 0; i < kQueries; ++i) sum[i][r] += k * query[i];
     }
   }
   WINNOW_UNROLL
-  for (int i = 0; i + 1 < kQueries; i += 2) {
-    const Float4 four = sum_lanes(sum[i][0], sum[i][1], sum[i + 1][0], sum[i + 1][1]);
-    out0[i * stride] = four[0];
-    out1[i * stride] = four[1];
-    out0[(i + 1) * stride] = four[2];
-    out1[(i + 1) * stride] = four[3];
-  }
-  if constexpr (kQueries % 2 == 1) {
-    constexpr int kLast = kQueries - 1;
-    const Float4 four = sum_lanes(sum[kLast][0], sum[kLast][1], sum[kLast][0], sum[kLast][1]);
-    out0[kLast * stride] = four[0];
-    out1[kLast * stride] = four[1];
+  for (int i = 0; i < kQueries; ++i) {
+    const Float4 four = sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+    __builtin_memcpy(out + i * stride, &four, sizeof(four));
   }
 }
 
 template <typename Codec>
 inline void dot_rows_of(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits, int64_t stride) {
-  const int64_t bytes = Codec::row_bytes(dim);
-  each_piece<kQueriesAtOnce>(n_q, [&](int32_t begin, auto size) {
+  each_piece<kDotQueries>(n_q, [&](int32_t begin, auto size) {
     constexpr int kSize = decltype(size)::value;
-    for (int32_t j = 0; j < rows.n; j += 2) {
-      const int32_t second = j + 1 < rows.n ? j + 1 : j;
-      if (begin == 0 && j < rows.n_next) prefetch(rows.next[j], bytes);
-      if (begin == 0 && j + 1 < rows.n_next) prefetch(rows.next[j + 1], bytes);
-      float* out = logits + begin * stride;
-      dot_pair<Codec, kSize>(rows.row[j], rows.row[second], dim, q + int64_t{begin} * dim, out + j, out + second,
-                             stride);
+    const float* queries = q + int64_t{begin} * dim;
+    float* out = logits + begin * stride;
+    int32_t j = 0;
+    for (; j + 4 <= rows.n; j += 4) {
+      const std::byte* const four[4] = {rows.row[j], rows.row[j + 1], rows.row[j + 2], rows.row[j + 3]};
+      dot_four<Codec, kSize>(four, dim, queries, out + j, stride);
+    }
+    if (j == rows.n) return;
+    const auto at = [&](int32_t i) { return rows.row[smaller(j + i, rows.n - 1)]; };  // repeats the last row
+    const std::byte* const four[4] = {at(0), at(1), at(2), at(3)};
+    float rest[kSize][4];
+    dot_four<Codec, kSize>(four, dim, queries, rest[0], 4);
+    for (int i = 0; i < kSize; ++i) {
+      for (int32_t r = 0; j + r < rows.n; ++r) out[i * stride + j + r] = rest[i][r];
     }
   });
 }
 
+/// Eight-bit rows take more work to unpack than one product of them; they are unpacked once for all queries.
+template <>
+inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits,
+                                 int64_t stride) {
+  constexpr int32_t kRows = 16;  // few enough to stay in the first cache
+  alignas(64) float values[kRows * kMostDim];
+  const std::byte* row[kRows];
+  for (int32_t begin = 0; begin < rows.n; begin += kRows) {
+    const int32_t n = smaller(kRows, rows.n - begin);
+    for (int32_t j = 0; j < n; ++j) {
+      float* to = values + int64_t{j} * dim;
+      unpack_row<CodecQ8>(rows.row[begin + j], dim, to);
+      row[j] = reinterpret_cast<const std::byte*>(to);
+    }
+    dot_rows_of<CodecF32>({row, nullptr, n, 0}, dim, q, n_q, logits + begin, stride);
+  }
+}
+
+/// o_i += sum_j p_ij row_j, for kSize queries and kVectors vectors of the rows from value d on.
+template <typename Codec, int kSize, int kVectors>
+inline void mix_columns(const RowTile& rows, int32_t d, const float* p, int64_t stride, float* o, int32_t dim) {
+  Floats sum[kSize][kVectors];
+  WINNOW_UNROLL
+  for (int i = 0; i < kSize; ++i) {
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = load(o + int64_t{i} * dim + v * kLanes);
+  }
+  for (int32_t j = 0; j < rows.n; ++j) {
+    Floats value[kVectors];
+    for (int v = 0; v < kVectors; ++v) value[v] = Codec::load(rows.row[j], d + v * kLanes);
+    WINNOW_UNROLL
+    for (int i = 0; i < kSize; ++i) {
+      const Floats weight = broadcast(p[i * stride + j]);
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += weight * value[v];
+    }
+  }
+  WINNOW_UNROLL
+  for (int i = 0; i < kSize; ++i) {
+    for (int v = 0; v < kVectors; ++v) store(o + int64_t{i} * dim + v * kLanes, sum[i][v]);
+  }
+}
+
+/// The same for the values [begin, end) of the rows.
+template <typename Codec, int kSize>
+inline void mix_range(const RowTile& rows, int32_t begin, int32_t end, const float* p, int64_t stride, float* o,
+                      int32_t dim) {
+  int32_t d = begin;
+  for (; d + 2 * kLanes <= end; d += 2 * kLanes) mix_columns<Codec, kSize, 2>(rows, d, p, stride, o + d, dim);
+  if (d < end) mix_columns<Codec, kSize, 1>(rows, d, p, stride, o + d, dim);
+}
+
 template <typename Codec>
 inline void mix_rows_of(const RowTile& rows, int32_t dim, const float* p, int64_t stride, int32_t n_q, float* o) {
-  const int64_t bytes = Codec::row_bytes(dim);
-  const auto mix = [&]<int kVectors>(int32_t d, int32_t begin, auto size, std::integral_constant<int, kVectors>) {
-    constexpr int kSize = decltype(size)::value;
-    Floats sum[kSize][kVectors];
-    float* out = o + int64_t{begin} * dim + d;
-    WINNOW_UNROLL
-    for (int i = 0; i < kSize; ++i) {
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = load(out + int64_t{i} * dim + v * kLanes);
-    }
-    for (int32_t j = 0; j < rows.n; ++j) {
-      Floats value[kVectors];
-      for (int v = 0; v < kVectors; ++v) value[v] = Codec::load(rows.row[j], d + v * kLanes);
-      WINNOW_UNROLL
+  each_piece<kMixQueries>(n_q, [&](int32_t begin, auto size) {
+    mix_range<Codec, decltype(size)::value>(rows, 0, dim, p + begin * stride, stride, o + int64_t{begin} * dim, dim);
+  });
+}
+
+/// The scales of eight-bit rows go into the weights, which are fewer than the values.
+template <>
+inline void mix_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* p, int64_t stride, int32_t n_q,
+                                 float* o) {
+  alignas(64) float scale[kTileSlots] = {};
+  alignas(64) float weight[kMixQueries * kTileSlots];
+  for (int32_t block = 0; block < dim; block += 32) {
+    for (int32_t j = 0; j < rows.n; ++j) scale[j] = scalar_f16(rows.row[j] + CodecQ8::row_bytes(block));
+    each_piece<kMixQueries>(n_q, [&](int32_t begin, auto size) {
+      constexpr int kSize = decltype(size)::value;
       for (int i = 0; i < kSize; ++i) {
-        const Floats weight = broadcast(p[(begin + i) * stride + j]);
-        for (int v = 0; v < kVectors; ++v) sum[i][v] += weight * value[v];
+        for (int32_t j = 0; j < rows.n; j += kLanes) {
+          store(weight + i * kTileSlots + j, load(p + (begin + i) * stride + j) * load(scale + j));
+        }
       }
-    }
-    WINNOW_UNROLL
-    for (int i = 0; i < kSize; ++i) {
-      for (int v = 0; v < kVectors; ++v) store(out + int64_t{i} * dim + v * kLanes, sum[i][v]);
-    }
-  };
-  for (int32_t j = 0; j < rows.n_next; ++j) prefetch(rows.next[j], bytes);
-  for (int32_t d = 0; d < dim;) {
-    const bool two = d + 2 * kLanes <= dim;
-    each_piece<kQueriesAtOnce>(n_q, [&](int32_t begin, auto size) {
-      if (two) {
-        mix(d, begin, size, std::integral_constant<int, 2>{});
-      } else {
-        mix(d, begin, size, std::integral_constant<int, 1>{});
-      }
+      mix_range<CodecQ8Raw, kSize>(rows, block, block + 32, weight, kTileSlots, o + int64_t{begin} * dim, dim);
     });
-    d += two ? 2 * kLanes : kLanes;
   }
 }
 
@@ -139,6 +176,9 @@ void dot_rows(const RowTile& rows, Type type, int32_t head_dim, const float* q, 
 
 void mix_rows(const RowTile& rows, Type type, int32_t head_dim, const float* p, int64_t stride, int32_t n_q, float* o,
               std::byte* scratch) {
+  with_codec(type, [&](auto codec) {
+    for (int32_t j = 0; j < rows.n_next; ++j) prefetch(rows.next[j], decltype(codec)::row_bytes(head_dim));
+  });
   with_rows(rows, type, head_dim, scratch, [&](auto codec, const RowTile& tile, int32_t dim) {
     mix_rows_of<decltype(codec)>(tile, dim, p, stride, n_q, o);
   });

@@ -264,5 +264,13 @@ struct CodecQ8 {
   }
 };
 
+/// The same without the scale.
+struct CodecQ8Raw {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return CodecQ8::row_bytes(head_dim); }
+  static Floats load(const std::byte* row, int32_t d) {
+    return load_i8(reinterpret_cast<const int8_t*>(row) + int64_t{34} * (d / 32) + 2 + d % 32);
+  }
+};
+
 }  // namespace
 }  // namespace winnow::cpu
