@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <new>
+#include <system_error>
 
 #include "base/error.h"
 #include "command.h"
@@ -31,6 +32,17 @@ std::string indented(std::string_view lines) {
   return text;
 }
 
+/// Throws where the first argument is meant as a command and is none.
+void require_known_command(int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return;
+  std::string names;
+  for (const winnow::CommandInfo* info : winnow::command_roster()) {
+    if (info->name == argv[1]) return;
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", info->name);
+  }
+  throw CLI::ExtrasError({fmt::format("there is no command \"{}\"; known: {}", argv[1], names)});
+}
+
 int run(CLI::App& app, int argc, char** argv) {
   std::function<void()> chosen;
   for (const winnow::CommandInfo* info : winnow::command_roster()) {
@@ -40,6 +52,7 @@ int run(CLI::App& app, int argc, char** argv) {
     command->callback([&chosen, action] { chosen = action; });
   }
   try {
+    require_known_command(argc, argv);
     app.parse(argc, argv);
     chosen();
   } catch (const CLI::Success& help) {
@@ -67,6 +80,8 @@ int main(int argc, char** argv) {
     return complain(signal == 15 ? "stopped by a signal" : "stopped by Ctrl-C", 128 + (signal == 0 ? 2 : signal));
   } catch (const winnow::Error& error) {
     return complain(error.what(), kFailed);
+  } catch (const std::system_error& error) {  // no more threads, most of all
+    return complain(fmt::format("the system refused a resource: {}", error.what()), kFailed);
   } catch (const std::bad_alloc&) {
     return complain("the system has not enough free memory for this", kFailed);
   } catch (const std::exception& error) {

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "bench_attend.h"
 #include "command.h"
 #include "files.h"
 #include "loaded.h"
@@ -205,6 +206,7 @@ void run(const Options& options) {
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_model_options(app, options->model, kCtxLimit);
+  app.get_option("--model")->required(false);  // bench attend needs none
   add_methods(app, options->model.methods, "measure this instead of dense (\"A + B\": two together); repeatable");
   app.add_option("--prompt", options->prompts, "tokens to read, a list (default 512,2048)")
       ->delimiter(',')
@@ -222,7 +224,15 @@ std::function<void()> add(CLI::App& app) {
       ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
-  return [options] { run(*options); };
+  const auto attend = add_bench_attend(app);
+  return [options, attend] {
+    if (attend->command->parsed()) {
+      attend->run();
+      return;
+    }
+    if (options->model.path.empty()) throw CLI::RequiredError("--model");
+    run(*options);
+  };
 }
 
 }  // namespace
@@ -231,7 +241,8 @@ const CommandInfo& command_bench() {
   static const CommandInfo kInfo = {
       "bench", "how fast a model reads and writes",
       "winnow bench -m qwen.gguf --prompt 512,2048,8192 --gen 32 --depth 0,8192\n"
-      "winnow bench -m qwen.gguf --prompt 32768 --gen 0 --method dense --method flexprefill --reps 3 --json",
+      "winnow bench -m qwen.gguf --prompt 32768 --gen 0 --method dense --method flexprefill --reps 3 --json\n"
+      "winnow bench attend \"prefill rows=8192 heads=12 kv=2 dim=128 density=0.1\"",
       add};
   return kInfo;
 }

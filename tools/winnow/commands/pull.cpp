@@ -34,9 +34,9 @@ std::string find_script() {
 
 void run(const std::string& name) {
   const std::string script = find_script();
-  std::string argument = name;
+  std::string argument = name.empty() ? "--list" : name;
   std::string program = script;
-  std::array<char*, 3> arguments = {program.data(), name.empty() ? nullptr : argument.data(), nullptr};
+  std::array<char*, 3> arguments = {program.data(), argument.data(), nullptr};
   std::signal(SIGINT, SIG_DFL);
   std::signal(SIGTERM, SIG_DFL);
   execv(script.c_str(), arguments.data());
@@ -54,7 +54,7 @@ std::function<void()> add(CLI::App& app) {
 const CommandInfo& command_pull() {
   static const CommandInfo kInfo = {"pull", "fetch a known model into the cache folder, checked by its hash",
                                     "winnow pull\n"
-                                    "winnow pull smollm2-135m-instruct-q4_1",
+                                    "winnow pull smollm2-135m",
                                     add};
   return kInfo;
 }
