@@ -116,6 +116,12 @@ class Help(Case):
         self.refused("bench", "-m", model(), "--prompt", "12,x", says=["--prompt", "x"], code=2)
 
 
+    def test_full_disk(self):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([WINNOW, "methods"], stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual((done.returncode, done.stderr[:8]), (1, b"winnow: "))
+
+
 class Run(Case):
     KEYS = ("model method device threads answer finish n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density "
             "select_share kv_bytes peak_bytes").split()

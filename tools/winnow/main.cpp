@@ -40,7 +40,8 @@ void require_known_command(int argc, char** argv) {
     if (info->name == argv[1]) return;
     names += fmt::format("{}{}", names.empty() ? "" : ", ", info->name);
   }
-  throw CLI::ExtrasError({fmt::format("there is no command \"{}\"; known: {}", argv[1], names)});
+  throw CLI::ParseError(fmt::format("there is no command \"{}\"; known: {}", argv[1], names),
+                        CLI::ExitCodes::ExtrasError);
 }
 
 int run(CLI::App& app, int argc, char** argv) {
@@ -62,6 +63,8 @@ int run(CLI::App& app, int argc, char** argv) {
     for (const CLI::App* command : app.get_subcommands()) name += " " + command->get_name();
     return complain(fmt::format("{} ({} --help tells more)", error.what(), name), kMisused);
   }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return complain("standard output cannot be written", kFailed);
   return 0;
 }
 
