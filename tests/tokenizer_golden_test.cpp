@@ -22,7 +22,7 @@ std::filesystem::path cache() {
 std::filesystem::path vocabularies() {
   std::error_code none;
   for (const auto& entry : std::filesystem::directory_iterator(cache() / "sources", none)) {
-    const std::filesystem::path models = entry.path() / "vendor/llama.cpp/models";
+    std::filesystem::path models = entry.path() / "vendor/llama.cpp/models";
     if (std::filesystem::exists(models)) return models;
   }
   return {};

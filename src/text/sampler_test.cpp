@@ -24,6 +24,7 @@ std::map<int32_t, double> shares(const SamplerOptions& options, const std::vecto
 
 std::vector<float> logits_of(const std::vector<double>& probabilities) {
   std::vector<float> logits;
+  logits.reserve(probabilities.size());
   for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p)));
   return logits;
 }
