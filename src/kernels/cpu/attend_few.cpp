@@ -2,6 +2,7 @@
 // rows of its group. The slots are cut into parts of fixed size (never by the number of threads, which must not change
 // a bit), each part gives a partial softmax, and the parts are added up in order.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -155,12 +156,14 @@ class Decode {
     return scores_.as<float>() + (votes_ ? part : thread) * most_queries_ * kPartSlots;
   }
 
-  /// Addresses of the rows of `keys`.
-  static void find_rows(const Keys& keys, std::span<const std::byte* const> blocks, size_t bytes,
-                        const std::byte** rows) {
-    for (int32_t i = 0; i < keys.n; ++i) {
-      const int32_t slot = keys.slot(i);
-      rows[i] = blocks[static_cast<size_t>(slot / kBlockSlots)] + bytes * static_cast<size_t>(slot % kBlockSlots);
+  using RowList = std::array<const std::byte*, kTileSlots>;
+
+  /// Addresses of the rows of `keys`; the last one is repeated.
+  static void find_rows(const Keys& keys, std::span<const std::byte* const> blocks, size_t bytes, RowList& rows) {
+    for (int32_t i = 0; i < kTileSlots; ++i) {
+      const int32_t slot = keys.slot(std::min(i, keys.n - 1));
+      rows[static_cast<size_t>(i)] =
+          blocks[static_cast<size_t>(slot / kBlockSlots)] + bytes * static_cast<size_t>(slot % kBlockSlots);
     }
   }
 
@@ -169,15 +172,19 @@ class Decode {
     const Group& group = group_of(part);
     const std::span<const Keys> tiles = tiles_of(group, part);
     const size_t bytes = type_bytes(args_.kv.k_type, args_.q.head_dim);
+    const size_t v_bytes = type_bytes(args_.kv.v_type, args_.q.head_dim);
     float* s = scores_of(part, thread);
-    const std::byte* rows[kTileSlots];
+    std::array<RowList, 2> rows;
+    find_rows(tiles[0], group.kv->k, bytes, rows[0]);
     for (size_t t = 0; t < tiles.size(); ++t) {
       const Keys& keys = tiles[t];
       float* at = s + t * kTileSlots;
-      find_rows(keys, group.kv->k, bytes, rows);
-      kernel_.dot_rows({rows, nullptr, keys.n, 0}, args_.kv.k_type, args_.q.head_dim,
-                       queries_.as<float>() + group.first_query * dim_, group.n_q, at, kPartSlots,
-                       rows_.data() + row_bytes_ * static_cast<size_t>(thread));
+      const bool more = t + 1 < tiles.size();  // behind the last keys come the values, unless there is a vote first
+      if (more) find_rows(tiles[t + 1], group.kv->k, bytes, rows[(t + 1) % 2]);
+      if (!more && !votes_) find_rows(tiles[0], group.kv->v, v_bytes, rows[(t + 1) % 2]);
+      kernel_.dot_rows({rows[t % 2].data(), more || !votes_ ? rows[(t + 1) % 2].data() : nullptr, keys.n},
+                       args_.kv.k_type, args_.q.head_dim, queries_.as<float>() + group.first_query * dim_, group.n_q,
+                       at, kPartSlots, rows_.data() + row_bytes_ * static_cast<size_t>(thread));
       shape(group, keys, at);
       if (!votes_) continue;
       float* largest = tile_max_.as<float>() + (part * kPartTiles + static_cast<int64_t>(t)) * most_queries_;
@@ -269,12 +276,12 @@ class Decode {
       }
       if (any) read.push_back(t);
     }
-    const std::byte* rows[2][kTileSlots];
+    std::array<RowList, 2> rows;
     if (!read.empty()) find_rows(tiles[read[0]], group.kv->v, bytes, rows[0]);
     for (size_t i = 0; i < read.size(); ++i) {
       const bool more = i + 1 < read.size();
       if (more) find_rows(tiles[read[i + 1]], group.kv->v, bytes, rows[(i + 1) % 2]);
-      kernel_.mix_rows({rows[i % 2], rows[(i + 1) % 2], tiles[read[i]].n, more ? tiles[read[i + 1]].n : 0},
+      kernel_.mix_rows({rows[i % 2].data(), more ? rows[(i + 1) % 2].data() : nullptr, tiles[read[i]].n},
                        args_.kv.v_type, args_.q.head_dim, s + read[i] * kTileSlots, kPartSlots, group.n_q, o,
                        rows_.data() + row_bytes_ * static_cast<size_t>(thread));
     }

@@ -47,9 +47,8 @@ struct QueryTile {
 /// Up to kTileSlots slots that a group of query rows reads straight from the cache.
 struct RowTile {
   const std::byte* const* row = nullptr;   // [n] rows of K or V in the cache's type
-  const std::byte* const* next = nullptr;  // [n_next] rows read after these, to be prefetched
+  const std::byte* const* next = nullptr;  // [n] rows that will be read soon, to be fetched meanwhile; or null
   int32_t n = 0;
-  int32_t n_next = 0;
 };
 
 struct AttendKernel {

@@ -56,6 +56,9 @@ inline void dot_rows_of(const RowTile& rows, int32_t dim, const float* q, int32_
     float* out = logits + begin * stride;
     int32_t j = 0;
     for (; j + 4 <= rows.n; j += 4) {
+      for (int32_t r = 0; rows.next != nullptr && begin == 0 && r < 4; ++r) {
+        prefetch(rows.next[j + r], Codec::row_bytes(dim));
+      }
       const std::byte* const four[4] = {rows.row[j], rows.row[j + 1], rows.row[j + 2], rows.row[j + 3]};
       dot_four<Codec, kSize>(four, dim, queries, out + j, stride);
     }
@@ -80,11 +83,12 @@ inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* 
   for (int32_t begin = 0; begin < rows.n; begin += kRows) {
     const int32_t n = smaller(kRows, rows.n - begin);
     for (int32_t j = 0; j < n; ++j) {
+      if (rows.next != nullptr) prefetch(rows.next[begin + j], CodecQ8::row_bytes(dim));
       float* to = values + int64_t{j} * dim;
       unpack_row<CodecQ8>(rows.row[begin + j], dim, to);
       row[j] = reinterpret_cast<const std::byte*>(to);
     }
-    dot_rows_of<CodecF32>({row, nullptr, n, 0}, dim, q, n_q, logits + begin, stride);
+    dot_rows_of<CodecF32>({row, nullptr, n}, dim, q, n_q, logits + begin, stride);
   }
 }
 
@@ -96,7 +100,10 @@ inline void mix_columns(const RowTile& rows, int32_t d, const float* p, int64_t 
   for (int i = 0; i < kSize; ++i) {
     for (int v = 0; v < kVectors; ++v) sum[i][v] = load(o + int64_t{i} * dim + v * kLanes);
   }
+  const std::byte* const* next = rows.next == nullptr ? rows.row : rows.next;
+  const int64_t offset = Codec::row_bytes(dim) * d / dim;
   for (int32_t j = 0; j < rows.n; ++j) {
+    __builtin_prefetch(next[j] + offset);
     Floats value[kVectors];
     for (int v = 0; v < kVectors; ++v) value[v] = Codec::load(rows.row[j], d + v * kLanes);
     WINNOW_UNROLL
@@ -164,7 +171,7 @@ inline void with_rows(const RowTile& rows, Type type, int32_t head_dim, std::byt
       row[j] = reinterpret_cast<const std::byte*>(copies + int64_t{j} * dim);
     }
   });
-  f(CodecF32{}, RowTile{row, nullptr, rows.n, 0}, dim);
+  f(CodecF32{}, RowTile{row, nullptr, rows.n}, dim);
 }
 
 void dot_rows(const RowTile& rows, Type type, int32_t head_dim, const float* q, int32_t n_q, float* logits,
@@ -176,9 +183,6 @@ void dot_rows(const RowTile& rows, Type type, int32_t head_dim, const float* q, 
 
 void mix_rows(const RowTile& rows, Type type, int32_t head_dim, const float* p, int64_t stride, int32_t n_q, float* o,
               std::byte* scratch) {
-  with_codec(type, [&](auto codec) {
-    for (int32_t j = 0; j < rows.n_next; ++j) prefetch(rows.next[j], decltype(codec)::row_bytes(head_dim));
-  });
   with_rows(rows, type, head_dim, scratch, [&](auto codec, const RowTile& tile, int32_t dim) {
     mix_rows_of<decltype(codec)>(tile, dim, p, stride, n_q, o);
   });

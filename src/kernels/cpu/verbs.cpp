@@ -66,7 +66,7 @@ class KeyRows {
       const auto slot = static_cast<size_t>(begin + i);
       rows_[static_cast<size_t>(i)] = kv_.k[slot / kBlockSlots] + bytes_ * (slot % kBlockSlots);
     }
-    return {rows_.data(), nullptr, n, 0};
+    return {rows_.data(), nullptr, n};
   }
 
  private:
@@ -186,7 +186,7 @@ void score_blocks(CpuContext& context, const std::vector<float>& a, const std::v
     for (int32_t i = 0; i < n; ++i) {
       row[static_cast<size_t>(i)] = reinterpret_cast<const std::byte*>(b.data() + (begin + i) * dim);
     }
-    rows.dot({row.data(), nullptr, n, 0}, Type::f32, q, scores.data() + begin, n_b);
+    rows.dot({row.data(), nullptr, n}, Type::f32, q, scores.data() + begin, n_b);
   }
 }
 
