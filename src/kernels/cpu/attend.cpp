@@ -155,7 +155,7 @@ class Prefill {
 
 }  // namespace
 
-std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features) {
+std::span<const AttendKernel* const> all_attend_kernels() {
   static const std::vector<const AttendKernel*> kAll {
 #if defined(__x86_64__)
     &kAttendAmx, &kAttendBf16, &kAttendAvx512, &kAttendAvx2,
@@ -164,9 +164,14 @@ std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features)
 #endif
         &kAttendPortable
   };
+  return kAll;
+}
+
+std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features) {
+  const std::span<const AttendKernel* const> all = all_attend_kernels();
   size_t first = 0;
-  while (!kAll[first]->runs_on(features)) ++first;
-  return std::span(kAll).subspan(first);
+  while (!all[first]->runs_on(features)) ++first;
+  return all.subspan(first);
 }
 
 void attend_many(const AttendKernel& kernel, CpuContext& context, const AttnArgs& args) {

@@ -92,7 +92,9 @@ extern const AttendKernel kAttendNeon;
 #endif
 extern const AttendKernel kAttendPortable;
 
-/// All kernels in this program that a processor with `features` can run, the best first.
+/// All kernels in this program, the best first.
+std::span<const AttendKernel* const> all_attend_kernels();
+/// The best one that a processor with `features` can run, and those after it, which it can run too.
 std::span<const AttendKernel* const> attend_kernels(const CpuFeatures& features);
 
 }  // namespace winnow::cpu

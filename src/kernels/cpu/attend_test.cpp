@@ -41,6 +41,10 @@ Result by_ref(const AttnArgs& args) {
 
 class AttendKernelTest : public testing::TestWithParam<const AttendKernel*> {
  protected:
+  void SetUp() override {
+    if (!GetParam()->runs_on(machine_features())) GTEST_SKIP() << "this processor cannot run " << GetParam()->name;
+  }
+
   Result by_kernel(const AttnArgs& args, int n_threads = 1) {
     ThreadPool pool(n_threads);
     MemoryMeter memory;
@@ -80,7 +84,7 @@ class AttendKernelTest : public testing::TestWithParam<const AttendKernel*> {
 };
 
 std::vector<const AttendKernel*> kernels() {
-  const auto all = attend_kernels(machine_features());
+  const auto all = all_attend_kernels();
   return {all.begin(), all.end()};
 }
 

@@ -1,0 +1,95 @@
+#include "attention/problem.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+
+namespace winnow {
+namespace {
+
+TEST(ParseProblem, TakesTheKeys) {
+  const Problem p = parse_problem("prefill rows=8192 heads=12  kv=2 dim=128 type=q8_0 vtype=f16 density=0.1 window=7");
+  EXPECT_EQ(p.rows, 8192);
+  EXPECT_EQ(p.n_slots(), 8192);
+  EXPECT_EQ(p.heads, 12);
+  EXPECT_EQ(p.kv, 2);
+  EXPECT_EQ(p.dim, 128);
+  EXPECT_EQ(p.k_type, Type::q8_0);
+  EXPECT_EQ(p.v_type, Type::f16);
+  EXPECT_EQ(p.density, 0.1);
+  EXPECT_EQ(p.window, 7);
+  EXPECT_TRUE(p.sparse());
+}
+
+TEST(ParseProblem, DecodeIsOneRowOfALongCache) {
+  const Problem p = parse_problem("decode");
+  EXPECT_EQ(p.rows, 1);
+  EXPECT_EQ(p.n_slots(), 32768);
+  EXPECT_FALSE(p.sparse());
+}
+
+TEST(ParseProblem, NamesWhatIsWrong) {
+  struct Case {
+    const char* text;
+    const char* named;
+  };
+  for (const Case& c :
+       {Case{"", "neither with prefill nor with decode"}, Case{"training", "training"},
+        Case{"prefill depth=3", "depth=3"}, Case{"prefill rows", "rows"}, Case{"prefill rows=0", "from 1 to"},
+        Case{"prefill rows=4x", "4x"}, Case{"prefill rows=99999999999999999999", "from 1 to"},
+        Case{"prefill density=1.5", "1.5"}, Case{"prefill density=nan", "nan"}, Case{"prefill type=q4_0", "q4_0"},
+        Case{"prefill heads=5 kv=2", "heads=5"}, Case{"prefill dim=20", "dim=20"},
+        Case{"prefill dim=40 type=q8_0", "q8_0"}, Case{"prefill block_k=96", "96"},
+        Case{"prefill rows=9 slots=8", "rows=9"}}) {
+    try {
+      parse_problem(c.text);
+      ADD_FAILURE() << "accepted: " << c.text;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr(c.named));
+    }
+  }
+}
+
+TEST(ProblemData, SelectionHasTheDensityAndTheDiagonal) {
+  const Problem problem = parse_problem("prefill rows=4096 heads=2 kv=1 dim=8 density=0.25");
+  const ProblemData data(problem);
+  const Selection& s = data.selection();
+  ASSERT_EQ(s.n_block_q, 64);
+  int64_t chosen = 0;
+  for (int32_t head = 0; head < 2; ++head) {
+    for (int32_t block = 0; block < s.n_block_q; ++block) {
+      const auto list = static_cast<size_t>(s.list(head, block));
+      ASSERT_GT(s.block_ptr[list + 1], s.block_ptr[list]);
+      EXPECT_EQ(s.block_begin[static_cast<size_t>(s.block_ptr[list + 1] - 1)], block * 64);
+      chosen += s.block_ptr[list + 1] - s.block_ptr[list];
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(chosen) / (64 * 65), 0.25, 0.02);
+}
+
+TEST(ProblemData, TheSeedDecidesTheNumbers) {
+  const auto first_query = [](const char* text) {
+    const ProblemData data(parse_problem(text));
+    return data.args().q.data[0];
+  };
+  EXPECT_EQ(first_query("decode slots=9 seed=4"), first_query("decode slots=9 seed=4"));
+  EXPECT_NE(first_query("decode slots=9 seed=4"), first_query("decode slots=9 seed=5"));
+}
+
+TEST(RunProblem, ComparesWithRef) {
+  const auto device = make_device("cpu", 1);
+  for (const char* text : {"prefill rows=150 dim=64 density=0.5 columns=5", "decode slots=500"}) {
+    const ProblemResult result = run_problem(*device, parse_problem(text), 0);
+    EXPECT_LT(result.max_error, 0.02) << text;
+    EXPECT_GT(result.rows_checked, 0) << text;
+    EXPECT_GT(result.gflops, 0) << text;
+    EXPECT_GT(result.peak_gflops, result.gflops / 2) << text;
+    EXPECT_GT(result.read_gb_second, 0) << text;
+  }
+}
+
+}  // namespace
+}  // namespace winnow
