@@ -19,7 +19,7 @@ constexpr std::array<Type, 4> kKvTypes{Type::f32, Type::f16, Type::bf16, Type::q
 double number(std::string_view key, std::string_view text, double min, double max) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < min || value > max) {
+  if (error != std::errc{} || end != text.data() + text.size() || !(value >= min && value <= max)) {
     fail("problem: {}={} is not a number from {} to {}", key, text, min, max);
   }
   return value;
@@ -317,10 +317,11 @@ void ProblemData::make_list(int64_t block) {
   const auto n_seen = static_cast<int64_t>(std::upper_bound(idx_.begin(), idx_.end(), limit) - idx_.begin());
   const int64_t offset = problem_.unaligned ? below(state_, problem_.block_k) : 0;  // blocks begin this much earlier
   const int64_t n_blocks = (n_seen + offset + problem_.block_k - 1) / problem_.block_k;
-  const auto wanted = static_cast<int64_t>(std::llround(problem_.density * static_cast<double>(n_blocks)));
+  const auto share = static_cast<int64_t>(std::llround(problem_.density * static_cast<double>(n_blocks)));
+  const int64_t wanted = problem_.density > 0 ? std::max<int64_t>(share, 1) : 0;
   std::set<int64_t> chosen;
   if (n_blocks > 0 && wanted > 0) chosen.insert(n_blocks - 1);
-  while (static_cast<int64_t>(chosen.size()) < wanted) chosen.insert(below(state_, n_blocks));
+  while (static_cast<int64_t>(chosen.size()) < std::min(wanted, n_blocks)) chosen.insert(below(state_, n_blocks));
   if (offset > 0) chosen.erase(0);  // it would begin before slot 0
   for (const int64_t b : chosen) {
     selection_.block_begin.push_back(static_cast<int32_t>(b * problem_.block_k - offset));
