@@ -50,9 +50,10 @@ std::string read_file(const std::string& path) {
 void require_utf8(std::string_view text, std::string_view what) {
   for (size_t at = 0; at < text.size();) {
     const size_t n = character_bytes(text, at);
-    if (n == 0)
+    if (n == 0) {
       fail("{} is not UTF-8: the byte at offset {} (0x{:02x}) is no part of a character", what, at,
            static_cast<unsigned char>(text[at]));
+    }
     at += n;
   }
 }

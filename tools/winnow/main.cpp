@@ -3,11 +3,11 @@
 // Exit codes: 0 done, 1 refused or failed, 2 wrong use of options, 128 + signal where Ctrl-C or SIGTERM stopped it.
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <system_error>
 
-#include "base/error.h"
 #include "command.h"
 #include "signals.h"
 
@@ -16,9 +16,9 @@ namespace {
 constexpr int kFailed = 1;
 constexpr int kMisused = 2;
 
-int complain(const std::string& sentence, int code) {
+int complain(int code, const char* sentence, const char* detail = "") noexcept {
   std::fflush(stdout);
-  fmt::print(stderr, "winnow: {}\n", sentence);
+  std::fprintf(stderr, "winnow: %s%s\n", sentence, detail);
   return code;
 }
 
@@ -44,7 +44,11 @@ void require_known_command(int argc, char** argv) {
                         CLI::ExitCodes::ExtrasError);
 }
 
-int run(CLI::App& app, int argc, char** argv) {
+int run(int argc, char** argv) {
+  CLI::App app("winnow: runs language models on long inputs and computes only the attention that matters", "winnow");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", WINNOW_VERSION);
+  app.footer("winnow COMMAND --help shows a command's options with examples.");
   std::function<void()> chosen;
   for (const winnow::CommandInfo* info : winnow::command_roster()) {
     CLI::App* command = app.add_subcommand(std::string(info->name), std::string(info->summary));
@@ -61,33 +65,28 @@ int run(CLI::App& app, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::string name = "winnow";
     for (const CLI::App* command : app.get_subcommands()) name += " " + command->get_name();
-    return complain(fmt::format("{} ({} --help tells more)", error.what(), name), kMisused);
+    return complain(kMisused, error.what(), fmt::format(" ({} --help tells more)", name).c_str());
   }
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
-    return complain("standard output cannot be written", kFailed);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    return complain(kFailed, "standard output cannot be written");
+  }
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("winnow: runs language models on long inputs and computes only the attention that matters", "winnow");
-  app.require_subcommand(1);
-  app.set_version_flag("--version", WINNOW_VERSION);
-  app.footer("winnow COMMAND --help shows a command's options with examples.");
   winnow::watch_signals();
   try {
-    return run(app, argc, argv);
+    return run(argc, argv);
   } catch (const winnow::Cancelled&) {
     const int signal = winnow::pending_signal();
-    return complain(signal == 15 ? "stopped by a signal" : "stopped by Ctrl-C", 128 + (signal == 0 ? 2 : signal));
-  } catch (const winnow::Error& error) {
-    return complain(error.what(), kFailed);
+    return complain(128 + (signal == 0 ? SIGINT : signal), "stopped by ", signal == SIGTERM ? "a signal" : "Ctrl-C");
   } catch (const std::system_error& error) {  // no more threads, most of all
-    return complain(fmt::format("the system refused a resource: {}", error.what()), kFailed);
+    return complain(kFailed, "the system refused a resource: ", error.what());
   } catch (const std::bad_alloc&) {
-    return complain("the system has not enough free memory for this", kFailed);
-  } catch (const std::exception& error) {
-    return complain(error.what(), kFailed);
+    return complain(kFailed, "the system has not enough free memory for this");
+  } catch (const std::exception& error) {  // winnow::Error most of all: its sentence is shown as it is
+    return complain(kFailed, error.what());
   }
 }

@@ -41,10 +41,11 @@ Json fact(const Metadata::Value& value) {
   return std::visit(
       [](const auto& held) -> Json {
         using T = std::decay_t<decltype(held)>;
-        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>)
+        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
           return held;
-        else
+        } else {
           return fmt::format("array of {}", held.size());
+        }
       },
       value);
 }
