@@ -24,8 +24,8 @@ void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
 }
 
 void multiply(const Int8Tile& tile) {
-  __m512 total[kTileRows] = {};
-  for (int r = 0; tile.add && r < kTileRows; ++r) total[r] = _mm512_loadu_ps(tile.y + r * tile.stride);
+  Vec total[kTileRows] = {};
+  for (int r = 0; tile.add && r < kTileRows; ++r) total[r] = load(tile.y + r * tile.stride);
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const std::byte* w = tile.panel;
@@ -50,16 +50,17 @@ void multiply(const Int8Tile& tile) {
         }
       }
     }
-    const __m512 scale = _mm512_loadu_ps(w);
+    const Vec scale = load(reinterpret_cast<const float*>(w));
     w += kPanelChannels * sizeof(float);
 #pragma GCC unroll 24
     for (int r = 0; r < kTileRows; ++r) {
-      const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[r]));
-      total[r] = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(0xffff, sums[r]), both, total[r]);
+      IntVec sum;
+      __builtin_memcpy(&sum, &sums[r], sizeof(sum));
+      total[r] += __builtin_convertvector(sum, Vec) * (scale * a_scale[r]);
     }
     a_scale += kTileRows;
   }
-  for (int r = 0; r < kTileRows; ++r) _mm512_storeu_ps(tile.y + r * tile.stride, total[r]);
+  for (int r = 0; r < kTileRows; ++r) store(tile.y + r * tile.stride, total[r]);
 }
 
 }  // namespace
