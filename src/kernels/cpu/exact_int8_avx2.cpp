@@ -24,6 +24,7 @@ namespace winnow {
 namespace {
 
 #include "kernels/cpu/nibbles_avx2_inl.h"
+#include "kernels/cpu/round_avx2_inl.h"
 
 constexpr int kTileRows = 6;  // 6 rows x 2 vectors of sums, two of weights, one of activations, one product: 16
 constexpr int kSums = kTileRows * 2;
@@ -249,49 +250,18 @@ void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
   }
 }
 
-inline float largest_size(__m256 a, __m256 b, __m256 c, __m256 d) {
-  const __m256 sign = _mm256_set1_ps(-0.0F);
-  const __m256 ab = _mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b));
-  const __m256 cd = _mm256_max_ps(_mm256_andnot_ps(sign, c), _mm256_andnot_ps(sign, d));
-  const __m256 all = _mm256_max_ps(ab, cd);
-  __m128 most = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
-  most = _mm_max_ss(most, _mm_movehdup_ps(most));
-  return _mm_cvtss_f32(most);
-}
-
-inline int32_t sum_lanes(__m256i v) {
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-  return _mm_cvtsi128_si32(sum);
-}
-
 // Scales of a group: [2, kTileRows], the step between codes and the sum of the rounded values.
 void quantise(const float* x, int64_t n, int /*group*/, uint8_t* codes, float* scales) {
   for (int64_t i = 0; i < n; i += kGroup) {
-    const __m256 a = _mm256_loadu_ps(x + i);
-    const __m256 b = _mm256_loadu_ps(x + i + 8);
-    const __m256 c = _mm256_loadu_ps(x + i + 16);
-    const __m256 d = _mm256_loadu_ps(x + i + 24);
-    const float largest = largest_size(a, b, c, d);
-    const __m256 inverse = _mm256_set1_ps(largest > 0 ? kLevels / largest : 0.0F);
-    const __m256i ia = _mm256_cvtps_epi32(_mm256_mul_ps(a, inverse));
-    const __m256i ib = _mm256_cvtps_epi32(_mm256_mul_ps(b, inverse));
-    const __m256i ic = _mm256_cvtps_epi32(_mm256_mul_ps(c, inverse));
-    const __m256i id = _mm256_cvtps_epi32(_mm256_mul_ps(d, inverse));
-    const int32_t sum = sum_lanes(_mm256_add_epi32(_mm256_add_epi32(ia, ib), _mm256_add_epi32(ic, id)));
-    // Packing works inside halves of a vector; the words come out as a0 b0 c0 d0 a1 b1 c1 d1.
-    const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(ia, ib), _mm256_packs_epi32(ic, id));
-    const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    const Rounded group = round_group(x + i);
     alignas(32) uint32_t words[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(words), _mm256_xor_si256(bytes, _mm256_set1_epi8(-128)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words), _mm256_xor_si256(group.codes, _mm256_set1_epi8(-128)));
     for (const uint32_t word : words) {
       __builtin_memcpy(codes, &word, sizeof(word));
       codes += kTileRows * 4;
     }
-    scales[0] = largest / kLevels;
-    scales[kTileRows] = scales[0] * static_cast<float>(sum);
+    scales[0] = group.scale;
+    scales[kTileRows] = group.scale * static_cast<float>(group.sum);
     scales += 2 * kTileRows;
   }
 }

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <vector>
 
+#include "kernels/cpu/row_dot.h"
+
 namespace winnow {
 namespace {
 
@@ -20,16 +22,18 @@ const ggml_type_traits_cpu& traits_of(Type type) {
   return *ggml_get_type_traits_cpu(static_cast<ggml_type>(type));
 }
 
-// x converted to one of the types that dot products take.
+// x converted to what a dot product takes: own rounding, or one of ggml's types.
 struct Activations {
-  ggml_type type;
-  size_t row_bytes;
+  bool own = false;
+  ggml_type type = GGML_TYPE_COUNT;
+  size_t row_bytes = 0;
   std::shared_ptr<std::byte> rows;
 };
 
 struct Job {
   const Weight* weight;
   Mat y;
+  RowDot dot;  // null: ggml's
   const ggml_type_traits_cpu* traits;
   const Activations* x;
   size_t row_bytes;
@@ -37,13 +41,20 @@ struct Job {
   int64_t first_piece;
 };
 
-Activations convert(CpuContext& context, ScratchPool& scratch, const ggml_type_traits_cpu& weight_traits, Mat x) {
-  const ggml_type type = weight_traits.vec_dot_type;
-  const auto from_float = ggml_get_type_traits_cpu(type)->from_float;
-  Activations result{type, ggml_row_size(type, x.cols), {}};
+Activations convert(CpuContext& context, ScratchPool& scratch, const Job& job, Mat x) {
+  Activations result;
+  result.own = job.dot != nullptr;
+  result.type = job.traits->vec_dot_type;
+  result.row_bytes = result.own ? rounded_row_bytes(x.cols) : ggml_row_size(result.type, x.cols);
   result.rows = scratch.lend(result.row_bytes * static_cast<size_t>(x.rows));
+  const auto from_float = ggml_get_type_traits_cpu(result.type)->from_float;
   context.pool.parallel_for(x.rows, [&](int64_t r, int /*thread*/) {
-    from_float(x.row(r), result.rows.get() + static_cast<size_t>(r) * result.row_bytes, x.cols);
+    std::byte* to = result.rows.get() + static_cast<size_t>(r) * result.row_bytes;
+    if (result.own) {
+      choose_row_rounding(context.features)(x.row(r), to, x.cols);
+    } else {
+      from_float(x.row(r), to, x.cols);
+    }
   });
   return result;
 }
@@ -52,13 +63,16 @@ void multiply_piece(const Job& job, int64_t piece, int64_t n_rows, const float* 
   const Weight& w = *job.weight;
   const int64_t begin = piece * job.rows_per_piece;
   const int64_t end = std::min(w.n_out, begin + job.rows_per_piece);
-  const int n = static_cast<int>(w.n_in);
   for (int64_t out = begin; out < end; ++out) {
     const std::byte* row = w.data + static_cast<size_t>(out) * job.row_bytes;
     for (int64_t r = 0; r < n_rows; ++r) {
       float value = 0;
       const std::byte* x = job.x->rows.get() + static_cast<size_t>(r) * job.x->row_bytes;
-      job.traits->vec_dot(n, &value, 0, row, 0, x, 0, 1);
+      if (job.dot != nullptr) {
+        value = job.dot(row, x, w.n_in);
+      } else {
+        job.traits->vec_dot(static_cast<int>(w.n_in), &value, 0, row, 0, x, 0, 1);
+      }
       job.y.row(r)[out] = bias == nullptr ? value : value + bias[out];
     }
   }
@@ -74,14 +88,16 @@ void multiply_few_rows(CpuContext& context, ScratchPool& scratch, std::span<cons
   int64_t n_pieces = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Weight& w = *weights[i];
-    const ggml_type_traits_cpu& traits = traits_of(w.type);
-    auto found = std::find_if(converted.begin(), converted.end(),
-                              [&](const Activations& a) { return a.type == traits.vec_dot_type; });
-    if (found == converted.end()) found = converted.insert(converted.end(), convert(context, scratch, traits, x));
-    const size_t row_bytes = type_bytes(w.type, w.n_in);
-    const auto rows_per_piece = std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / row_bytes));
-    jobs.push_back({&w, ys[i], &traits, &*found, row_bytes, rows_per_piece, n_pieces});
-    n_pieces += (w.n_out + rows_per_piece - 1) / rows_per_piece;
+    Job job{&w, ys[i], choose_row_dot(w.type, context.features), &traits_of(w.type), nullptr, 0, 0, n_pieces};
+    auto found = std::find_if(converted.begin(), converted.end(), [&](const Activations& a) {
+      return a.own == (job.dot != nullptr) && (a.own || a.type == job.traits->vec_dot_type);
+    });
+    if (found == converted.end()) found = converted.insert(converted.end(), convert(context, scratch, job, x));
+    job.x = &*found;
+    job.row_bytes = type_bytes(w.type, w.n_in);
+    job.rows_per_piece = std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / job.row_bytes));
+    n_pieces += (w.n_out + job.rows_per_piece - 1) / job.rows_per_piece;
+    jobs.push_back(job);
   }
   context.pool.parallel_for(n_pieces, [&](int64_t piece, int /*thread*/) {
     size_t j = jobs.size() - 1;
