@@ -3,7 +3,7 @@
 #   CLI11          BSD-3       libcli11-dev         command line (tools)
 #   nlohmann_json  MIT         nlohmann-json3-dev   JSON lines (tools), chat templates' values
 #   PCRE2          BSD-3       libpcre2-dev         pre-tokenizers' regular expressions
-#   oneDNN         Apache-2.0  libdnnl-dev          matrix products of prefill
+#   oneDNN         Apache-2.0  libdnnl-dev          the machine's peak, to compare with
 #   GoogleTest     BSD-3       libgtest-dev libgmock-dev
 #   ggml           MIT         system copy, else the source inside the PyPI sdist llama-cpp-python (scripts/fetch-ggml)
 find_package(Threads REQUIRED)

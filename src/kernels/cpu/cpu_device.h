@@ -1,5 +1,5 @@
 // The CPU: row ops compiled for each instruction set, products of few rows from the file's quantised blocks, products
-// of many rows from weights unpacked to rotated int8, attention kernels of its own.
+// of many rows from weights unpacked to 8-bit codes, attention kernels of its own.
 #pragma once
 
 #include "kernels/cpu/context.h"
