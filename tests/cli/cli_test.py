@@ -196,8 +196,8 @@ class Run(Case):
     @unittest.skipIf(SANITIZED, "sanitizers reserve more address space than any limit")
     def test_too_little_memory(self):
         refusals = 0
-        for megabytes in range(8, 136, 8):
-            done = winnow("run", "-m", model(), "--raw", "-p", "x" * 3000, "-n", 1000, memory=megabytes << 20)
+        for megabytes in range(8, 136, 16):
+            done = winnow("run", "-m", model(), "--raw", "-p", "x" * 3000, "-n", 4, memory=megabytes << 20)
             error = done.stderr.decode()
             if not error.startswith("winnow: ") and megabytes < 64 and done.returncode == 127:
                 continue  # the system's loader could not even map the libraries
