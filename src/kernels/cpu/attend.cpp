@@ -158,7 +158,7 @@ class Prefill {
 std::span<const AttendKernel* const> all_attend_kernels() {
   static const std::vector<const AttendKernel*> kAll {
 #if defined(__x86_64__)
-    &kAttendAmx, &kAttendBf16, &kAttendAvx512, &kAttendAvx2,
+    &kAttendAmx, &kAttendBf16, &kAttendAvx512, &kAttendInt16, &kAttendAvx2,
 #elif defined(__aarch64__)
     &kAttendNeon,
 #endif

@@ -86,6 +86,7 @@ struct AttendKernel {
 extern const AttendKernel kAttendAmx;
 extern const AttendKernel kAttendBf16;
 extern const AttendKernel kAttendAvx512;
+extern const AttendKernel kAttendInt16;
 extern const AttendKernel kAttendAvx2;
 #elif defined(__aarch64__)
 extern const AttendKernel kAttendNeon;
