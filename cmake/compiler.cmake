@@ -1,7 +1,8 @@
-# Warnings are errors, sanitizers, and the flags of each instruction set that kernels are compiled for.
+# Warnings are errors (GCC's, the compiler that we build with), sanitizers, and the flags of each instruction set that
+# kernels are compiled for.
 add_library(winnow_flags INTERFACE)
-target_compile_options(winnow_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror
-                                              -fno-math-errno)
+target_compile_options(winnow_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
+                                              $<$<CXX_COMPILER_ID:GNU>:-Werror> -fno-math-errno)
 target_include_directories(winnow_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/include)
 
 # Only winnow's own code is instrumented: every target of ours links winnow_flags, ggml does not. Optimised a little:
