@@ -40,7 +40,7 @@ constexpr int32_t kForcedSlashes = 100;    // shortest distances, always taken
 constexpr int32_t kLeastSlashes = 50;      // floor of a given number of diagonals
 constexpr int32_t kSampleBlocks = 8;       // query blocks that the search compares outputs on
 constexpr int32_t kSearchTokens = 30'000;  // the length that the search's settings belong to
-constexpr int32_t kSizeStep = 50;          // of the search, in columns or diagonals
+constexpr int32_t kSizeStep = 50;          // of the search, in columns or diagonals at that length
 
 enum class Kind { vertical_slash, a_shape, block_sparse };
 constexpr std::array<std::string_view, 3> kKindNames = {"vertical_slash", "a_shape", "block_sparse"};
@@ -334,7 +334,8 @@ class Search final : public Calibration {
     Pattern pattern = setting.times(ratio);
     if (pattern.kind == Kind::a_shape) return pattern;
     const int64_t target = cost(pieces, estimate, target_pattern);
-    const int32_t step = pattern.kind == Kind::block_sparse ? 1 : kSizeStep;
+    const int32_t lines_step = std::max(1, static_cast<int32_t>(std::lround(kSizeStep * ratio)));
+    const int32_t step = pattern.kind == Kind::block_sparse ? 1 : lines_step;
     int32_t& size = pattern.first > pattern.second ? pattern.first : pattern.second;
     int32_t low = 0, high = ceil_div(n, step);  // in steps; the first that costs the target or more lies in (low, high]
     const auto cost_at = [&](int32_t steps) {
