@@ -75,7 +75,7 @@ const CommandInfo& command_calibrate() {
   static const CommandInfo kInfo = {
       "calibrate", "let a method learn the model's heads from a text",
       "winnow calibrate -m qwen.gguf --method minference -f book.txt -c 8192 -o heads.json\n"
-      "winnow run -m qwen.gguf -f report.txt -p \"Who signed it?\" --method \"minference(heads=heads.json)\"",
+      "winnow run -m qwen.gguf -f report.txt -p \"Who signed it?\" --method \"minference(calibration=heads.json)\"",
       add};
   return kInfo;
 }
