@@ -38,15 +38,19 @@ inline void store(int32_t* to, Ints v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
 
-/// Rounds values [dim] to integers up to `limit` in place (as floats' worth of int32) and returns what one unit is
-/// worth.
-inline float quantize(const float* values, int32_t dim, float limit, int32_t* to) {
+/// The largest magnitude of values [dim].
+inline float largest_of(const float* values, int32_t dim) {
   Floats largest{};
   for (int32_t d = 0; d < dim; d += kLanes) {
     const Floats v = cpu::load(values + d);
     largest = max(largest, max(v, -v));
   }
-  const float most = max_lanes(largest);
+  return max_lanes(largest);
+}
+
+/// Rounds values [dim] to integers up to `limit` and returns what one unit is worth.
+inline float quantize(const float* values, int32_t dim, float limit, int32_t* to) {
+  const float most = largest_of(values, dim);
   const float inverse = most > 0 ? limit / most : 0;
   for (int32_t d = 0; d < dim; d += kLanes) store(to + d, round_to_ints(cpu::load(values + d) * inverse));
   return most / limit;
@@ -129,14 +133,22 @@ struct MathInt16 {
   static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {
     auto* pairs = reinterpret_cast<int32_t*>(to);
     auto* scale = reinterpret_cast<float*>(pairs + dim / 2 * kPanel);
-    alignas(64) int32_t ints[kMostDim];
+    alignas(64) float inverse[kPanel] = {};
     for (int32_t lane = 0; lane < kPanel; ++lane) {
-      scale[lane] = 0;
-      for (int32_t d = 0; lane >= n_rows && d < dim; ++d) ints[d] = 0;
-      if (lane < n_rows) scale[lane] = quantize(q + lane * stride, dim, key_limit(dim), ints) * factor;
-      for (int32_t d = 0; d < dim; d += 2) {
-        pairs[d / 2 * kPanel + lane] = static_cast<int32_t>((static_cast<uint32_t>(ints[d]) & 0xffffU) |
-                                                            (static_cast<uint32_t>(ints[d + 1]) << 16));
+      const float most = lane < n_rows ? largest_of(q + lane * stride, dim) : 0;
+      inverse[lane] = most > 0 ? key_limit(dim) / most : 0;
+      scale[lane] = most / key_limit(dim) * factor;
+    }
+    alignas(64) float values[kLanes * kPanel];
+    for (int32_t begin = 0; begin < dim; begin += kLanes) {
+      transpose_panel(q + begin, stride, n_rows, kLanes, 1, values);
+      for (int32_t at = 0; at < kLanes * kPanel; at += 2 * kPanel) {
+        for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+          const auto ints = [&](int32_t i) {
+            return round_to_ints(cpu::load(values + i + lane) * cpu::load(inverse + lane));
+          };
+          store(pairs + begin / 2 * kPanel + at / 2 + lane, pair_up(ints(at), ints(at + kPanel)));
+        }
       }
     }
   }

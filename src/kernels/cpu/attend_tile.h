@@ -32,16 +32,15 @@ inline int32_t clamp(int32_t x, int32_t low, int32_t high) {
 /// few independent sums to hide the latency of a multiply-add. `size` is a constant.
 template <int kStep, typename F>
 inline void each_piece(int32_t n, const F& f) {
-  int32_t begin = 0;
-  const auto piece = [&]<int... kSize>(int32_t size, std::integer_sequence<int, kSize...> /*sizes*/) {
+  const auto piece = [&]<int... kSize>(int32_t begin, int32_t size, std::integer_sequence<int, kSize...> /*sizes*/) {
     static_cast<void>(
         ((size == kSize + 1 ? (f(begin, std::integral_constant<int, kSize + 1>{}), true) : false) || ...));
-    begin += size;
   };
-  while (begin < n) {
+  for (int32_t begin = 0; begin < n;) {
     const int32_t rest = n - begin;
     const int32_t size = rest >= 2 * kStep || rest == kStep ? kStep : (rest > kStep ? (rest + 1) / 2 : rest);
-    piece(size, std::make_integer_sequence<int, kStep>{});
+    piece(begin, size, std::make_integer_sequence<int, kStep>{});
+    begin += size;
   }
 }
 

@@ -63,7 +63,7 @@ class KeyRows {
 
   RowTile tile(int32_t begin, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
-      const auto slot = static_cast<size_t>(begin + i);
+      const auto slot = static_cast<size_t>(begin) + static_cast<size_t>(i);
       rows_[static_cast<size_t>(i)] = kv_.k[slot / kBlockSlots] + bytes_ * (slot % kBlockSlots);
     }
     return {rows_.data(), nullptr, n};
