@@ -59,13 +59,13 @@ aarch64: setup
 	@scripts/check-aarch64
 
 format: setup-checks
-	@git ls-files -z '*.h' '*.cpp' | xargs -0 clang-format -i
+	@git -c safe.directory='*' ls-files -z '*.h' '*.cpp' | xargs -0 clang-format -i
 
 format-check: setup-checks
-	@git ls-files -z '*.h' '*.cpp' | xargs -0 clang-format --dry-run --Werror
+	@git -c safe.directory='*' ls-files -z '*.h' '*.cpp' | xargs -0 clang-format --dry-run --Werror
 
 tidy: setup-checks build/build.ninja
-	@scripts/check-tidy build $(JOBS)
+	@scripts/check-tidy build --jobs $(JOBS) $(if $(TIDY_SECONDS),--seconds $(TIDY_SECONDS))
 
 check: format-check
 	@scripts/check-includes
