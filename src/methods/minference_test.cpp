@@ -99,7 +99,7 @@ QueryBlock query_block(const Selection& selection, int32_t head, int32_t block) 
 
 Selection select(const std::string& text, SiteFixture& fixture) {
   const Site site = fixture.site(ref_ops());
-  const Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
+  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
   EXPECT_EQ(malformed(selection, site), "") << text;
   return selection;
 }

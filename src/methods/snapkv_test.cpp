@@ -98,6 +98,7 @@ TEST(SnapKv, KeepsWhatThePlainFormulasKeep) {
       const KvEdit edit = compress(options.spec(), fixture);
       ASSERT_EQ(edit.head.size(), static_cast<size_t>(shape.n_head_kv));
       std::vector<std::vector<double>> all;
+      all.reserve(static_cast<size_t>(shape.n_head_kv));
       for (int32_t kv = 0; kv < shape.n_head_kv; ++kv) all.push_back(votes(fixture, kv, options));
       const std::vector<size_t> share = shares(all, options);
       for (int32_t kv = 0; kv < shape.n_head_kv; ++kv) {
