@@ -1,5 +1,6 @@
 // What a machine must be able to do to run a model: about a dozen ops, the verbs of ops.h, and memory.
-// Activations are float32 matrices in device memory. Calls run in order; `sync` waits for them.
+// Activations are matrices in device memory: float32, or bf16 where the device computes in that. Calls run in order;
+// `sync` waits for them.
 #pragma once
 
 #include <memory>
@@ -18,12 +19,14 @@ struct Mat {  // [rows, cols]
   float* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t stride = 0;  // floats from one row to the next
+  int64_t stride = 0;     // values from one row to the next
+  Type type = Type::f32;  // or bf16: `data` then points at these
 
+  /// One row; float32 only.
   float* row(int64_t r) const { return data + r * stride; }
-  Mat slice(int64_t begin, int64_t n) const { return {row(begin), n, cols, stride}; }
+  Mat slice(int64_t begin, int64_t n) const { return {advance(data, begin * stride, type), n, cols, stride, type}; }
   HeadsView heads(int32_t head_dim) const {
-    return {data, rows, static_cast<int32_t>(cols / head_dim), head_dim, stride};
+    return {data, rows, static_cast<int32_t>(cols / head_dim), head_dim, stride, type};
   }
 };
 
@@ -60,11 +63,16 @@ struct RopeArgs {
   const float* frequency = nullptr;  // [n_rot / 2] angle per position, scalings applied; host memory
 };
 
-/// Where one row of K and V goes: the block of one kv head and the slot inside it.
+/// Where new rows of K and V of one kv head go: row r to slot first_slot + r of the head's blocks.
 struct KvTarget {
-  std::byte* k_block = nullptr;
-  std::byte* v_block = nullptr;
-  int32_t slot = 0;  // in [0, kBlockSlots)
+  std::span<std::byte*const> k, v;  // all blocks of the head, those of the new slots among them
+  int32_t first_slot = 0;
+};
+
+/// How many rows a device likes to work on at once.
+struct RowsAtOnce {
+  int32_t product = 1024;  // rows that a layer's products take together
+  int64_t attend = 4096;   // rows of one attention call; K and V are prepared anew for each
 };
 
 /// Weights unpacked for products of many rows; dropped when it dies. See Device::unpack.
@@ -84,12 +92,17 @@ class Device : public Ops {
   virtual double peak_gflops() = 0;
   MemoryMeter& memory() { return memory_; }
 
-  // Memory.
+  virtual RowsAtOnce rows_at_once() const { return {}; }
+
+  // Memory. `scratch` is float32: the residual stream, logits. `activations` are what products and attention hand to
+  // each other, in the type that the device computes in.
   virtual Scratch scratch(int64_t rows, int64_t cols) = 0;
-  virtual void upload(Mat to, const float* from) = 0;             // from: [rows, cols], contiguous
-  virtual void download(float* to, Mat from) = 0;                 // to: [rows, cols], contiguous
+  virtual Scratch activations(int64_t rows, int64_t cols) { return scratch(rows, cols); }
+  virtual void upload(Mat to, const float* from) = 0;             // from: [rows, cols], contiguous, host memory
+  virtual void download(float* to, Mat from) = 0;                 // to: [rows, cols], contiguous, host memory
   virtual std::shared_ptr<std::byte> allocate(size_t bytes) = 0;  // counted; cache blocks
-  virtual void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;
+  virtual void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;    // within device memory
+  virtual void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;  // from: host memory
   virtual void sync() = 0;
 
   // Weights. A product of many rows needs its weights unpacked; that costs as much as a few hundred rows of it, so the
@@ -112,7 +125,7 @@ class Device : public Ops {
   virtual void scale_softcap(Mat x, float softcap) = 0;        // x = softcap * tanh(x / softcap)
   virtual void gather_rows(Mat from, std::span<const int32_t> rows, Mat to) = 0;
 
-  // Cache storage. k and v [n_rows, n_kv_head, head_dim]; target [n_rows, n_kv_head].
+  // Cache storage. k and v [n_rows, n_kv_head, head_dim]; target [n_kv_head].
   virtual void store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, std::span<const KvTarget> target) = 0;
   /// One slot of a block as float32 [head_dim], and back; for edits of the cache.
   virtual void load_slot(const std::byte* block, Type type, int32_t head_dim, int32_t slot, float* values) = 0;

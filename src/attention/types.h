@@ -15,16 +15,26 @@ namespace winnow {
 /// Slots of one cache block. A block holds K and V of this many consecutive slots of one kv head.
 inline constexpr int32_t kBlockSlots = 64;
 
-/// Rows of several heads, float32. A row's heads are contiguous; rows lie `stride` floats apart.
+/// The address `n` values of `type` behind `data`: only devices whose activations are not float32 tell the two apart.
+inline float* advance(float* data, int64_t n, Type type) {
+  if (type == Type::f32) return data + n;
+  return reinterpret_cast<float*>(reinterpret_cast<uint16_t*>(data) + n);
+}
+
+/// Rows of several heads. A row's heads are contiguous; rows lie `stride` values apart.
 struct HeadsView {  // [n_rows, n_head, head_dim]
   float* data = nullptr;
   int64_t n_rows = 0;
   int32_t n_head = 0;
   int32_t head_dim = 0;
-  int64_t stride = 0;  // floats from one row to the next, at least n_head * head_dim
+  int64_t stride = 0;     // values from one row to the next, at least n_head * head_dim
+  Type type = Type::f32;  // or bf16, where the device's activations are: `data` then points at these
 
+  /// One head of one row; float32 only.
   float* at(int64_t row, int32_t head) const { return data + row * stride + static_cast<int64_t>(head) * head_dim; }
-  HeadsView rows(int64_t begin, int64_t n) const { return {data + begin * stride, n, n_head, head_dim, stride}; }
+  HeadsView rows(int64_t begin, int64_t n) const {
+    return {advance(data, begin * stride, type), n, n_head, head_dim, stride, type};
+  }
 };
 
 /// One kv head of one layer: its own number of slots, in blocks that may be shared with other sequences.

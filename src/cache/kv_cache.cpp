@@ -51,21 +51,20 @@ void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position) {
 
 void KvCache::append(int32_t layer, HeadsView k, HeadsView v, int32_t first_position) {
   WINNOW_ASSERT(k.n_head == shape_.n_head_kv && k.head_dim == shape_.head_dim && v.n_rows == k.n_rows);
-  std::vector<KvTarget> target(static_cast<size_t>(k.n_rows * shape_.n_head_kv));
+  std::vector<KvTarget> target(static_cast<size_t>(shape_.n_head_kv));
   for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
     Head& into = head(layer, h);
     const int32_t first_slot = into.n_slots;
     WINNOW_ASSERT(first_slot == 0 || into.position(first_slot - 1) < first_position);
     extend(into, k.n_rows, first_position);
-    for (int64_t r = 0; r < k.n_rows; ++r) {
-      const int32_t slot = first_slot + static_cast<int32_t>(r);
-      const auto block = static_cast<size_t>(slot / kBlockSlots);
-      target[static_cast<size_t>(r * shape_.n_head_kv + h)] = {into.k[block].get(), into.v[block].get(),
-                                                               slot % kBlockSlots};
-    }
+    target[static_cast<size_t>(h)].first_slot = first_slot;
+  }
+  refresh_views(layer);
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    target[static_cast<size_t>(h)].k = head(layer, h).k_at;
+    target[static_cast<size_t>(h)].v = head(layer, h).v_at;
   }
   device_->store_kv(k, v, shape_.k_type, shape_.v_type, target);
-  refresh_views(layer);
 }
 
 KvView KvCache::view(int32_t layer) const {
@@ -173,8 +172,7 @@ size_t KvCache::bytes() const {
 void KvCache::refresh_views(int32_t layer) {
   for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
     Head& from = head(layer, h);
-    const auto addresses = [](const std::vector<std::shared_ptr<std::byte>>& blocks,
-                              std::vector<const std::byte*>& at) {
+    const auto addresses = [](const std::vector<std::shared_ptr<std::byte>>& blocks, std::vector<std::byte*>& at) {
       at.resize(blocks.size());
       for (size_t i = 0; i < blocks.size(); ++i) at[i] = blocks[i].get();
     };

@@ -62,7 +62,7 @@ class KvCache {
  private:
   struct Head {
     std::vector<std::shared_ptr<std::byte>> k, v;  // blocks
-    std::vector<const std::byte*> k_at, v_at;      // the same, as KvHead wants them
+    std::vector<std::byte*> k_at, v_at;            // the same, as KvHead wants them
     int32_t n_slots = 0;
     std::vector<int32_t> idx;  // [n_slots] positions; empty while slot j stands at position j
     int32_t position(int32_t slot) const { return idx.empty() ? slot : idx[static_cast<size_t>(slot)]; }

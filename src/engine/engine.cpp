@@ -25,12 +25,14 @@ Sequence Sequence::fork() const {
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options)
     : model_(std::move(model)), device_(std::move(device)), options_(options) {
   const ModelShape& shape = model_->shape();
+  if (options_.chunk == 0) options_.chunk = device_->rows_at_once().product;
   const int32_t block = type_info(options_.kv_type).block_values;
   if (shape.head_dim % block != 0) {
     fail("the cache type {} stores {} values a block; this model's heads have {}", type_info(options_.kv_type).name,
          block, shape.head_dim);
   }
-  if (options_.chunk < 1) fail("chunk is {}; it must be at least 1 row", options_.chunk);
+  if (options_.chunk < 1)
+    fail("chunk is {}; it must be at least 1 row, or 0 for what suits the device", options_.chunk);
   if (options_.n_ctx < 0 || options_.n_ctx > shape.n_ctx) {
     fail("a context of {} tokens is asked for; the model was made for 1 to {}", options_.n_ctx, shape.n_ctx);
   }
@@ -156,10 +158,10 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
                           std::span<const int32_t> position) {
   const ModelShape& shape = model_->shape();
   const AttnShape attention = model_->attention(layer);
-  const Scratch q = device_->scratch(x.rows, int64_t{shape.n_head} * shape.head_dim);
-  const Scratch o = device_->scratch(x.rows, int64_t{shape.n_head} * shape.head_dim);
-  const Scratch k = device_->scratch(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
-  const Scratch v = device_->scratch(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
+  const Scratch q = device_->activations(x.rows, int64_t{shape.n_head} * shape.head_dim);
+  const Scratch o = device_->activations(x.rows, int64_t{shape.n_head} * shape.head_dim);
+  const Scratch k = device_->activations(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
+  const Scratch v = device_->activations(x.rows, int64_t{shape.n_head_kv} * shape.head_dim);
   model_->qkv(*device_, layer, x, position, q, k, v);
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& sequence = *sequences[i];

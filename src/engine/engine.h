@@ -29,7 +29,7 @@ enum class Schedule {
 struct EngineOptions {
   Type kv_type = Type::f16;
   Schedule schedule = Schedule::layer_major;
-  int32_t chunk = 1024;     // rows a product works on at once (layer-major), rows a step (chunk-major)
+  int32_t chunk = 0;        // rows a product works on at once (layer-major), rows a step (chunk-major); 0: the device's
   int32_t n_ctx = 0;        // longest sequence; 0: the model's own limit
   int32_t recall_rows = 0;  // > 0: measure recall on about this many rows of each selected layer
 };

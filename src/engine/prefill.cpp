@@ -12,9 +12,6 @@ namespace {
 
 // A product of fewer rows reads the quantised weights as they are: unpacking costs as much as a few dozen rows of it.
 constexpr int64_t kUnpackRows = 32;
-// Attention is called on pieces of this many rows, so that Ctrl-C and the progress bar need not wait for a layer. A
-// multiple of every block_q; K and V are converted once a piece, so it is not small.
-constexpr int64_t kAttendRows = 4096;
 // A probe of the last 64 rows costs what attention costs for these rows: with fewer rows a selector cannot win.
 constexpr int64_t kSelectRows = 64;
 // Queries that compressors get to see: the longest observation window that a method may ask for.
@@ -77,7 +74,7 @@ void Prefill::pass(std::span<const int32_t> tokens, bool last, int64_t wanted, c
   std::iota(position.begin(), position.end(), sequence_.n_tokens());
   const Scratch x = device_.scratch(n, shape.n_embd);
   {
-    const Scratch q = device_.scratch(n, int64_t{shape.n_head} * shape.head_dim);
+    const Scratch q = device_.activations(n, int64_t{shape.n_head} * shape.head_dim);
     model_.embed(device_, tokens, x);
     for (int32_t index = 0; index < shape.n_layer; ++index) {
       layer(index, {position, x, q, last});
@@ -97,7 +94,7 @@ void Prefill::layer(int32_t index, const Rows& rows) {
   if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
   // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
   const int64_t n_tail = std::min(kTailRows, rows.q.rows);
-  const Scratch tail = device_.scratch(n_tail, rows.q.cols);
+  const Scratch tail = device_.activations(n_tail, rows.q.cols);
   if (rows.last) copy_tail(rows.q, tail);
   attend(here, choose(here));
   here.q = Mat(tail).heads(model_.shape().head_dim);
@@ -115,8 +112,8 @@ void Prefill::layer(int32_t index, const Rows& rows) {
 void Prefill::project(int32_t index, const Rows& rows) {
   const ModelShape& shape = model_.shape();
   const int64_t chunk = std::min<int64_t>(engine_.options_.chunk, rows.x.rows);
-  const Scratch k = device_.scratch(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
-  const Scratch v = device_.scratch(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
+  const Scratch k = device_.activations(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
+  const Scratch v = device_.activations(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
   for (int64_t begin = 0; begin < rows.x.rows; begin += chunk) {
     const int64_t n = std::min(chunk, rows.x.rows - begin);
     const auto position = rows.position.subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
@@ -171,8 +168,10 @@ void Prefill::attend(const Site& here, const Selection& selection) {
   const Stopwatch watch(sequence_.stats_.attend_s);
   std::vector<float> skip;
   if (here.window == 0) skip = skip_log_lambda(sequence_.methods_, true, longest_head(here.kv), here.q.n_head);
-  for (int64_t begin = 0; begin < here.q.n_rows; begin += kAttendRows) {
-    const HeadsView q = here.q.rows(begin, std::min(kAttendRows, here.q.n_rows - begin));
+  // In pieces, so that Ctrl-C and the progress bar need not wait for a layer.
+  const int64_t piece = device_.rows_at_once().attend;
+  for (int64_t begin = 0; begin < here.q.n_rows; begin += piece) {
+    const HeadsView q = here.q.rows(begin, std::min(piece, here.q.n_rows - begin));
     device_.attend({.q = q,
                     .kv = here.kv,
                     .limit = here.limit.data() + begin,

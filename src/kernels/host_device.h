@@ -21,6 +21,7 @@ class HostDevice : public Device {
   void download(float* to, Mat from) override;
   std::shared_ptr<std::byte> allocate(size_t bytes) override;
   void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void sync() override {}
   void gather_rows(Mat from, std::span<const int32_t> rows, Mat to) override;
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {

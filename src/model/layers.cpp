@@ -52,7 +52,7 @@ FeedForward load_feed_forward(ModelFile& file, int32_t layer) {
 }
 
 void project(Device& device, const Attention& attention, Mat x, const Qkv& out) {
-  const Scratch h = device.scratch(x.rows, x.cols);
+  const Scratch h = device.activations(x.rows, x.cols);
   attention.norm.apply(device, x, h);
   const std::array<const Weight*, 3> weights = {&attention.q, &attention.k, &attention.v};
   device.linear_many(weights, h, std::array<Mat, 3>{out.q, out.k, out.v});
@@ -69,16 +69,16 @@ void rotate(Device& device, const Rope& rope, const Qkv& rows, std::span<const i
 }
 
 Scratch product(Device& device, const Weight& weight, Mat x) {
-  Scratch y = device.scratch(x.rows, weight.n_out);
+  Scratch y = device.activations(x.rows, weight.n_out);
   device.linear(weight, x, y);
   return y;
 }
 
 Scratch feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x) {
-  Scratch h = device.scratch(x.rows, x.cols);
+  Scratch h = device.activations(x.rows, x.cols);
   part.norm.apply(device, x, h);
-  const Scratch gated = device.scratch(x.rows, part.gate.n_out);
-  const Scratch up = device.scratch(x.rows, part.up.n_out);
+  const Scratch gated = device.activations(x.rows, part.gate.n_out);
+  const Scratch up = device.activations(x.rows, part.up.n_out);
   const std::array<const Weight*, 2> weights = {&part.gate, &part.up};
   device.linear_many(weights, h, std::array<Mat, 2>{gated, up});
   device.gated(gated, up, gate, gated);
@@ -107,7 +107,7 @@ void Decoder::embed(Device& device, std::span<const int32_t> tokens, Mat x) cons
 }
 
 void Decoder::logits(Device& device, Mat x, Mat logits) const {
-  const Scratch h = device.scratch(x.rows, x.cols);
+  const Scratch h = device.activations(x.rows, x.cols);
   output_norm_.apply(device, x, h);
   device.linear(output_weight(), h, logits);
   if (final_softcap_ > 0) device.scale_softcap(logits, final_softcap_);

@@ -154,29 +154,35 @@ TEST_P(CpuDeviceTest, StoresAndLoadsSlots) {
   constexpr int32_t kHeads = 3;
   for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q8_0}) {
     const size_t bytes = kv_block_bytes(type, kHeadDim);
-    const auto k_block = cpu.allocate(bytes * kHeads);
-    const auto v_block = cpu.allocate(bytes * kHeads);
+    const auto k_block = cpu.allocate(2 * bytes * kHeads);
+    const auto v_block = cpu.allocate(2 * bytes * kHeads);
     Pair k(cpu, ref, kBlockSlots, kHeads * kHeadDim, 5);
     Pair v(cpu, ref, kBlockSlots, kHeads * kHeadDim, 6);
+    // Rows go to the slots from 5 on, the last ones into a second block; each head has its own two.
+    constexpr int32_t kFirst = 5;
+    std::vector<std::byte*> k_at, v_at;
+    for (size_t i = 0; i < 2 * kHeads; ++i) {
+      k_at.push_back(k_block.get() + i * bytes);
+      v_at.push_back(v_block.get() + i * bytes);
+    }
     std::vector<KvTarget> target;
-    for (int32_t row = 0; row < kBlockSlots; ++row) {
-      for (int32_t h = 0; h < kHeads; ++h) {
-        target.push_back({k_block.get() + static_cast<size_t>(h) * bytes,
-                          v_block.get() + static_cast<size_t>(h) * bytes, kBlockSlots - 1 - row});
-      }
+    for (size_t h = 0; h < kHeads; ++h) {
+      target.push_back({std::span(k_at).subspan(2 * h, 2), std::span(v_at).subspan(2 * h, 2), kFirst});
     }
     cpu.store_kv(k.on_cpu->heads(kHeadDim), v.on_cpu->heads(kHeadDim), type, type, target);
     const double bound = type == Type::f32 ? 0 : type == Type::f16 ? 4e-4 : 1e-2;
     std::vector<float> values(kHeadDim);
     for (int32_t row = 0; row < kBlockSlots; ++row) {
       for (int32_t h = 0; h < kHeads; ++h) {
-        const KvTarget& at = target[static_cast<size_t>(row * kHeads + h)];
+        const KvTarget& to = target[static_cast<size_t>(h)];
+        const auto block = static_cast<size_t>((kFirst + row) / kBlockSlots);
+        const int32_t slot = (kFirst + row) % kBlockSlots;
         for (const bool value : {false, true}) {
           const Mat source = value ? v.on_ref : k.on_ref;
           Mat expected{source.row(row) + static_cast<int64_t>(h) * kHeadDim, 1, kHeadDim, kHeadDim};
-          cpu.load_slot(value ? at.v_block : at.k_block, type, kHeadDim, at.slot, values.data());
+          cpu.load_slot(value ? to.v[block] : to.k[block], type, kHeadDim, slot, values.data());
           EXPECT_LE(relative_error({values.data(), 1, kHeadDim, kHeadDim}, expected), bound);
-          ref.load_slot(value ? at.v_block : at.k_block, type, kHeadDim, at.slot, values.data());
+          ref.load_slot(value ? to.v[block] : to.k[block], type, kHeadDim, slot, values.data());
           EXPECT_LE(relative_error({values.data(), 1, kHeadDim, kHeadDim}, expected), bound);
         }
       }

@@ -124,9 +124,12 @@ void RefDevice::scale_softcap(Mat x, float softcap) {
 void RefDevice::store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, std::span<const KvTarget> target) {
   for (int64_t r = 0; r < k.n_rows; ++r) {
     for (int32_t h = 0; h < k.n_head; ++h) {
-      const KvTarget& at = target[static_cast<size_t>(r * k.n_head + h)];
-      store_slot(at.k_block, k_type, k.head_dim, at.slot, k.at(r, h));
-      store_slot(at.v_block, v_type, v.head_dim, at.slot, v.at(r, h));
+      const KvTarget& to = target[static_cast<size_t>(h)];
+      const int64_t slot = to.first_slot + r;
+      const auto block = static_cast<size_t>(slot / kBlockSlots);
+      const auto within = static_cast<int32_t>(slot % kBlockSlots);
+      store_slot(to.k[block], k_type, k.head_dim, within, k.at(r, h));
+      store_slot(to.v[block], v_type, v.head_dim, within, v.at(r, h));
     }
   }
 }
