@@ -20,6 +20,21 @@ struct ProbeArgs {
   int32_t window = 0;
 };
 
+/// How many vertical and slash lines one head computes; see attention/lines.h.
+struct LineBudget {
+  int32_t n_vertical = 0, n_slash = 0;               // columns and distances, the forced ones among them
+  int32_t forced_verticals = 0, forced_slashes = 0;  // first columns and shortest distances that are taken in any case
+};
+
+/// Rows and slots of a block that diagonals are cut into.
+inline constexpr int32_t kLineBlock = 64;
+
+struct LineArgs {
+  ProbeArgs probe;                     // the rows whose attention shows which lines weigh most
+  std::span<const int32_t> limit;      // [n_rows] of the rows that lists are made for
+  std::span<const LineBudget> budget;  // [n_head]
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -41,6 +56,10 @@ class Ops {
   /// score_blocks: scale * a b^T of pooled rows. a [n_a, dim], b [n_b, dim] -> [n_a, n_b]
   virtual void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                             std::vector<float>& scores) = 0;
+
+  /// Lists of vertical and slash lines for all heads: line_mass, choose_lines and push_lines of attention/lines.h,
+  /// which this runs head by head; a device may do the same in its own way. Blocks are of kLineBlock rows and slots.
+  virtual Selection select_lines(const LineArgs& args);
 
   /// Calls work(item, thread) for all items, spread over the device's host threads: heads are scored side by side.
   /// Verbs may be called from inside.

@@ -19,6 +19,7 @@
 #include <limits>
 #include <numeric>
 
+#include "attention/lines.h"
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -33,24 +34,10 @@ struct Settings {
   int64_t min_budget, max_budget;  // tokens
 };
 
-// The probe's mass by key and by distance; each sums to 1.
-struct Lines {
-  std::vector<float> vertical;  // [n_keys]
-  std::vector<float> slash;     // [n_keys] by index n_keys - 1 - distance
-};
-
-Lines project(const Site& site, const KvHead& kv, int32_t head, int64_t n_probe, int32_t n_keys) {
-  std::vector<float> probabilities;
-  site.ops.score_window(last_rows(site, n_probe), head, probabilities);
-  const auto n = static_cast<size_t>(n_keys);
-  Lines lines{std::vector<float>(n), std::vector<float>(n)};
-  for (int64_t t = 0; t < n_probe; ++t) {
-    const float* row = probabilities.data() + t * kv.n_slots;
-    const auto own = static_cast<size_t>(slot_of_row(site, kv, site.q.n_rows - n_probe + t));
-    float* slash = lines.slash.data() + (n - 1 - own);
-    for (size_t j = 0; j <= own; ++j) lines.vertical[j] += row[j];
-    for (size_t j = 0; j <= own; ++j) slash[j] += row[j];
-  }
+// The probe's mass by key and by distance counted from the far end, each of sum 1.
+LineMass project(const Site& site, int32_t head, int64_t n_probe) {
+  LineMass lines = line_mass(site.ops, last_rows(site, n_probe), head);
+  std::reverse(lines.slash.begin(), lines.slash.end());
   for (float& mass : lines.vertical) mass /= static_cast<float>(n_probe);
   for (float& mass : lines.slash) mass /= static_cast<float>(n_probe);
   return lines;
@@ -145,7 +132,7 @@ class FlexPrefill final : public Selector {
     const KvHead& kv = kv_head_of(site, head);
     const int32_t n = n_keys(site, kv), n_block = ceil_div(n, s_.block);
     const int64_t n_probe = std::min<int64_t>(s_.block, site.q.n_rows);
-    const Lines lines = project(site, kv, head, n_probe, n);
+    const LineMass lines = project(site, head, n_probe);
     std::vector<float> by_block = block_sums(lines.vertical, s_.block);
     std::vector<float> by_distance = block_sums(lines.slash, s_.block);
 

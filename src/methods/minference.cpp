@@ -24,6 +24,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/lines.h"
 #include "base/error.h"
 #include "methods/calibration_file.h"
 #include "methods/lists.h"
@@ -33,7 +34,7 @@ namespace winnow {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int32_t kBlock = 64;             // rows and slots
+constexpr int32_t kBlock = kLineBlock;     // rows and slots
 constexpr int64_t kProbe = 64;             // rows
 constexpr int32_t kForcedVerticals = 30;   // first columns, always taken; the code's numbers, the paper has none
 constexpr int32_t kForcedSlashes = 100;    // shortest distances, always taken
@@ -62,75 +63,25 @@ struct Pattern {
 // What is known of one head before its pattern is laid out.
 struct Estimate {
   int32_t head = 0;
-  // The probe's mass by column and by distance, [n_keys]; what is always taken weighs infinitely much. Vertical-slash.
-  std::vector<float> vertical, slash;
+  LineMass mass;                   // vertical-slash
   std::vector<float> pooled_keys;  // [n_block_k, head_dim]; block-sparse
-};
-
-struct Lines {
-  std::vector<int32_t> verticals;  // ascending
-  std::vector<int32_t> slashes;    // distances, descending
 };
 
 int32_t n_keys(const Site& site, const KvHead& kv) {
   return visible_slots(kv, site.limit.back());
 }
 
-void estimate_lines(const Site& site, Estimate& estimate) {
-  const KvHead& kv = kv_head_of(site, estimate.head);
-  const int64_t n_probe = std::min(kProbe, site.q.n_rows);
-  std::vector<float> probabilities;
-  site.ops.score_window(last_rows(site, n_probe), estimate.head, probabilities);
-  const auto n = static_cast<size_t>(n_keys(site, kv));
-  estimate.vertical.assign(n, 0);
-  estimate.slash.assign(n, 0);
-  // Distances are summed backwards, so that both loops run along the row.
-  for (int64_t t = 0; t < n_probe; ++t) {
-    const float* row = probabilities.data() + t * kv.n_slots;
-    const auto own = static_cast<size_t>(slot_of_row(site, kv, site.q.n_rows - n_probe + t));
-    float* slash = estimate.slash.data() + (n - 1 - own);
-    for (size_t j = 0; j <= own; ++j) estimate.vertical[j] += row[j];
-    for (size_t j = 0; j <= own; ++j) slash[j] += row[j];
-  }
-  std::reverse(estimate.slash.begin(), estimate.slash.end());
-  std::fill_n(estimate.vertical.begin(), std::min<size_t>(n, kForcedVerticals), kInfinity);
-  std::fill_n(estimate.slash.begin(), std::min<size_t>(n, kForcedSlashes), kInfinity);
+LineMass probe_lines(const Site& site, int32_t head) {
+  return line_mass(site.ops, last_rows(site, std::min(kProbe, site.q.n_rows)), head);
+}
+
+LineBudget budget_of(const Pattern& pattern) {
+  return {std::max(pattern.first, kForcedVerticals), std::max(pattern.second, kLeastSlashes), kForcedVerticals,
+          kForcedSlashes};
 }
 
 Lines choose(const Estimate& estimate, const Pattern& pattern) {
-  if (pattern.kind != Kind::vertical_slash) return {};
-  Lines lines = {top_k(estimate.vertical, std::max(pattern.first, kForcedVerticals)),
-                 top_k(estimate.slash, std::max(pattern.second, kLeastSlashes))};
-  std::reverse(lines.slashes.begin(), lines.slashes.end());
-  return lines;
-}
-
-// One query block, whose first row takes slot `own` and which sees slots below n_seen: the diagonals become intervals
-// of 64 slots, merged where they touch; columns outside of them stay single.
-void push_lines(const Lines& lines, int32_t own, int32_t n_seen, HeadLists& lists) {
-  const int32_t end_of_rows = own + kBlock;
-  auto vertical = lines.verticals.begin();
-  int32_t begin = -1, end = -1;  // the interval that still grows
-  const auto flush = [&] {
-    for (; vertical != lines.verticals.end() && *vertical < end; ++vertical) {
-      if (*vertical < begin) lists.column.push_back(*vertical);
-    }
-    for (int32_t slot = begin; slot < std::min(end, n_seen); slot += kBlock) lists.block_begin.push_back(slot);
-  };
-  // The first distance that is not longer than the block's last row stands deep.
-  auto slash = std::partition_point(lines.slashes.begin(), lines.slashes.end(),
-                                    [=](int32_t distance) { return distance >= end_of_rows; });
-  for (; slash != lines.slashes.end(); ++slash) {
-    const int32_t e = std::max(end_of_rows - *slash, kBlock);
-    if (end < 0 || e > end + kBlock) {
-      if (end >= 0) flush();
-      begin = e - kBlock;
-      end = e;
-    } else if (e > end) {
-      end += kBlock;
-    }
-  }
-  if (end >= 0) flush();
+  return pattern.kind == Kind::vertical_slash ? choose_lines(estimate.mass, budget_of(pattern)) : Lines{};
 }
 
 void push_blocks(const Site& site, const KvHead& kv, const Pattern& pattern, int64_t row, std::span<float> scores,
@@ -198,12 +149,18 @@ class MInference final : public Selector {
       all = all && patterns.back().covers(n);
     }
     if (all) return {};
+    if (std::all_of(patterns.begin(), patterns.end(),
+                    [](const Pattern& p) { return p.kind == Kind::vertical_slash; })) {
+      std::vector<LineBudget> budget;
+      std::transform(patterns.begin(), patterns.end(), std::back_inserter(budget), budget_of);
+      return site.ops.select_lines({last_rows(site, std::min(kProbe, site.q.n_rows)), site.limit, budget});
+    }
     const auto group = site.q.n_head / static_cast<int64_t>(site.kv.heads.size());
     std::vector<HeadLists> lists(patterns.size());
     site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
       const Pattern& pattern = patterns[static_cast<size_t>(head)];
-      Estimate estimate{.head = static_cast<int32_t>(head), .vertical = {}, .slash = {}, .pooled_keys = {}};
-      if (pattern.kind == Kind::vertical_slash) estimate_lines(site, estimate);
+      Estimate estimate{.head = static_cast<int32_t>(head), .mass = {}, .pooled_keys = {}};
+      if (pattern.kind == Kind::vertical_slash) estimate.mass = probe_lines(site, estimate.head);
       if (pattern.kind == Kind::block_sparse) {
         site.ops.pool_keys(site.kv, static_cast<int32_t>(head / group), kBlock, estimate.pooled_keys);
       }
@@ -263,8 +220,8 @@ class Search final : public Calibration {
     // One Selection for each candidate and piece, from lists of each head.
     std::vector<std::vector<HeadLists>> lists(kSettings.size() * pieces.size(), std::vector<HeadLists>(n_head));
     site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      Estimate estimate{.head = static_cast<int32_t>(head), .vertical = {}, .slash = {}, .pooled_keys = {}};
-      estimate_lines(site, estimate);
+      Estimate estimate{.head = static_cast<int32_t>(head), .mass = {}, .pooled_keys = {}};
+      estimate.mass = probe_lines(site, estimate.head);
       const auto group = site.q.n_head / static_cast<int64_t>(site.kv.heads.size());
       site.ops.pool_keys(site.kv, static_cast<int32_t>(head / group), kBlock, estimate.pooled_keys);
       for (size_t c = 0; c < kSettings.size(); ++c) {
@@ -328,7 +285,7 @@ class Search final : public Calibration {
 
   // `setting` with its larger size changed, in steps, to where it costs what the first candidate costs.
   static Pattern fit(std::span<const Site> pieces, const Estimate& estimate, const Pattern& setting) {
-    const auto n = static_cast<int32_t>(estimate.slash.size());
+    const auto n = static_cast<int32_t>(estimate.mass.slash.size());
     const double ratio = std::min(1.0, static_cast<double>(n) / kSearchTokens);
     const Pattern target_pattern = kSettings.front().times(ratio);
     Pattern pattern = setting.times(ratio);
