@@ -62,9 +62,9 @@ struct Int8Tile {
   const std::byte* panel;  // of the weights
   int64_t n_groups;
   Int8Layout layout;
-  float* y;        // [tile_rows, panel_channels], all of it is written
-  bool add;        // to what y holds
-  int64_t stride;  // floats from one row of y to the next
+  float* y;                // [tile_rows, panel_channels], all of it is written
+  bool add;                // to what y holds
+  int64_t stride;          // floats from one row of y to the next
   const std::byte* ahead;  // weights that a later call reads: they may be fetched meanwhile
   size_t ahead_bytes;
 };

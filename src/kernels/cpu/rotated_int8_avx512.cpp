@@ -71,59 +71,59 @@ inline void transpose(__m512i* v) {
   }
 }
 
-constexpr int kPieceWords = kMaxPiece / 4;
+/// 16 channels' codes of a block, in words and transposed: what is written to their half of an entry.
+struct HalfBlock {
+  alignas(64) uint32_t words[kMaxBlock / 4][kLanes];
+  alignas(64) float scales[kLanes];
+};
 
-/// A block's codes of 16 channels into their half of the entry `to`.
-inline void write_codes(const uint32_t (*words)[kPieceWords], int first, int n_steps, std::byte* to) {
+inline void transpose_words(const uint32_t* from, int64_t stride, int n_steps, HalfBlock& to) {
   if (n_steps % kLanes != 0) {  // narrow weights
     for (int step = 0; step < n_steps; ++step) {
-      for (int c = 0; c < kLanes; ++c) __builtin_memcpy(to + step * kStepBytes + c * 4, words[c] + first + step, 4);
+      for (int c = 0; c < kLanes; ++c) to.words[step][c] = from[c * stride + step];
     }
     return;
   }
   for (int step = 0; step < n_steps; step += kLanes) {
     __m512i v[kLanes];
 #pragma GCC unroll 16
-    for (int c = 0; c < kLanes; ++c) v[c] = _mm512_loadu_si512(words[c] + first + step);
+    for (int c = 0; c < kLanes; ++c) v[c] = _mm512_loadu_si512(from + c * stride + step);
     transpose(v);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) _mm512_storeu_si512(to + (step + i) * kStepBytes, v[i]);
+    for (int i = 0; i < kLanes; ++i) _mm512_store_si512(to.words[step + i], v[i]);
   }
 }
 
-/// What sums of a block start from: it takes off what the activations' zero point adds.
-inline __m512i find_starts(const std::byte* codes, int n_steps) {
+inline void write_half(const HalfBlock& half, int n_steps, std::byte* to) {
+  // What sums start from takes off what the activations' zero point adds.
   const __m512i zero_point = _mm512_set1_epi8(static_cast<char>(kZeroPoint));
   __m512i sum = _mm512_setzero_si512();
-  for (int step = 0; step < n_steps; ++step) {
-    sum = _mm512_dpbusd_epi32(sum, zero_point, _mm512_loadu_si512(codes + step * kStepBytes));
+  for (int step = 0; step < n_steps; ++step, to += kStepBytes) {
+    const __m512i codes = _mm512_load_si512(half.words[step]);
+    sum = _mm512_dpbusd_epi32(sum, zero_point, codes);
+    _mm512_storeu_si512(to, codes);
   }
-  return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+  _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+  _mm512_storeu_ps(to + kStepBytes, _mm512_load_ps(half.scales));
 }
 
 void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
+  constexpr int kPieceWords = kMaxPiece / 4;
   alignas(64) uint32_t words[kLanes][kPieceWords];
-  float scales[kMaxPiece / kMinBlock];
+  HalfBlock half;
+  float scales[kLanes][kMaxPiece / kMinBlock];
   const int n_steps = layout.group / 4;
   const int piece = piece_values(from.type, layout.group);
-  const int n_blocks = piece / layout.group;
   for (int64_t begin = 0; begin < from.n_in; begin += piece) {
     for (int first = 0; first < kPanelChannels; first += kLanes) {
-      std::byte* half = to + first * 4;
-      for (int c = 0; c < kLanes; ++c) {
-        round_piece(from, first + c, begin, layout.group, words[c], scales);
-        for (int i = 0; i < n_blocks; ++i) {
-          std::byte* end = half + static_cast<size_t>(i) * layout.group_bytes + n_steps * kStepBytes;
-          __builtin_memcpy(end + kStepBytes + c * 4, scales + i, 4);
-        }
-      }
-      for (int i = 0; i < n_blocks; ++i) {
-        std::byte* entry = half + static_cast<size_t>(i) * layout.group_bytes;
-        write_codes(words, i * n_steps, n_steps, entry);
-        _mm512_storeu_si512(entry + n_steps * kStepBytes, find_starts(entry, n_steps));
+      for (int c = 0; c < kLanes; ++c) round_piece(from, first + c, begin, layout.group, words[c], scales[c]);
+      for (int i = 0; i < piece / layout.group; ++i) {
+        transpose_words(words[0] + i * n_steps, kPieceWords, n_steps, half);
+        for (int c = 0; c < kLanes; ++c) half.scales[c] = scales[c][i];
+        write_half(half, n_steps, to + static_cast<size_t>(i) * layout.group_bytes + first * 4);
       }
     }
-    to += static_cast<size_t>(n_blocks) * layout.group_bytes;
+    to += static_cast<size_t>(piece / layout.group) * layout.group_bytes;
   }
 }
 

@@ -42,20 +42,19 @@ inline Vec butterfly(Vec v) {
   return v * lane_signs<kBit>() + swap_lanes<kBit>(v);
 }
 
-/// y = Hadamard transform of kBlock values of x, without the factor 1 / sqrt(kBlock).
-template <int kBlock>
-inline void rotate(const float* x, float* y) {
-  constexpr int kVecs = kBlock / kLanes;
-  Vec v[kVecs];
+/// Hadamard transform of the values in v, without the factor 1 / sqrt(n).
+template <int kVecs>
+inline void rotate(Vec* v) {
+#pragma GCC unroll 32
   for (int i = 0; i < kVecs; ++i) {
-    Vec t = load(x + i * kLanes);
+    Vec t = v[i];
     t = butterfly<1>(t);
     t = butterfly<2>(t);
     if constexpr (kLanes > 4) t = butterfly<4>(t);
     if constexpr (kLanes > 8) t = butterfly<8>(t);
     v[i] = t;
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int step = 1; step < kVecs; step *= 2) {
 #pragma GCC unroll 32
     for (int i = 0; i < kVecs; ++i) {
@@ -66,20 +65,12 @@ inline void rotate(const float* x, float* y) {
       v[i + step] = a - b;
     }
   }
-  for (int i = 0; i < kVecs; ++i) store(y + i * kLanes, v[i]);
 }
 
-inline void rotate_block(const float* x, int block, float* y) {
-  switch (block) {
-    case 128:
-      return rotate<128>(x, y);
-    case 64:
-      return rotate<64>(x, y);
-    case 32:
-      return rotate<32>(x, y);
-    default:
-      return rotate<16>(x, y);
-  }
+inline IntVec bits_of(Vec v) {
+  IntVec bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  return bits;
 }
 
 inline IntVec larger(IntVec a, IntVec b) {
@@ -90,62 +81,71 @@ template <int kBit>
 inline IntVec largest_of_pairs(IntVec v) {
   Vec lanes;
   __builtin_memcpy(&lanes, &v, sizeof(v));
-  lanes = swap_lanes<kBit>(lanes);
-  IntVec others;
-  __builtin_memcpy(&others, &lanes, sizeof(v));
-  return larger(v, others);
+  return larger(v, bits_of(swap_lanes<kBit>(lanes)));
 }
 
-/// The largest size among n values (a multiple of 16).
-inline float largest_size(const float* x, int n) {
-  IntVec most{};  // positive floats order as their bits do
-  for (int i = 0; i < n; i += kLanes) {
-    IntVec bits;
-    __builtin_memcpy(&bits, x + i, sizeof(bits));
-    most = larger(bits & 0x7fffffff, most);
-  }
-  most = largest_of_pairs<1>(largest_of_pairs<2>(most));
-  if constexpr (kLanes > 4) most = largest_of_pairs<4>(most);
-  if constexpr (kLanes > 8) most = largest_of_pairs<8>(most);
+/// The largest size among the values in v.
+template <int kVecs>
+inline float largest_size(const Vec* v) {
+  IntVec most[2] = {};  // positive floats order as their bits do
+#pragma GCC unroll 32
+  for (int i = 0; i < kVecs; ++i) most[i % 2] = larger(bits_of(v[i]) & 0x7fffffff, most[i % 2]);
+  IntVec all = larger(most[0], most[1]);
+  all = largest_of_pairs<1>(largest_of_pairs<2>(all));
+  if constexpr (kLanes > 4) all = largest_of_pairs<4>(all);
+  if constexpr (kLanes > 8) all = largest_of_pairs<8>(all);
   float result;
-  __builtin_memcpy(&result, &most, sizeof(result));
+  __builtin_memcpy(&result, &all, sizeof(result));
   return result;
 }
 
-/// Rounds n values (a multiple of 16) to codes + zero in [zero - kLevels, zero + kLevels], one a byte, four a word.
+/// Turns kBlock values and rounds them to codes + zero in [zero - kLevels, zero + kLevels], one a byte, four a word.
 /// Which four is free, as a product's inputs may be added in any order: those that lie in the same lane of four vectors
 /// need no shuffle. -> the scale of a code
-inline float round_block(const float* x, int n, int zero, uint32_t* words) {
-  const float largest = largest_size(x, n);
+template <int kBlock>
+inline float turn_and_round(const float* x, int zero, uint32_t* words) {
+  constexpr int kVecs = kBlock / kLanes;
+  Vec v[kVecs];
+#pragma GCC unroll 32
+  for (int i = 0; i < kVecs; ++i) v[i] = load(x + i * kLanes);
+  rotate<kVecs>(v);
+  const float largest = largest_size<kVecs>(v);
   const float inverse = largest > 0 ? static_cast<float>(kLevels) / largest : 0.0F;
   // Adding 1.5 * 2^23 rounds to nearest even and leaves the whole number in the low bits.
   const float round = 12582912.0F + static_cast<float>(zero);
-  const auto code = [&](int at) {
-    const Vec shifted = load(x + at) * inverse + round;
-    IntVec bits;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    return bits & 0xff;
-  };
-  if (n % (4 * kLanes) == 0) {
-    for (int i = 0; i < n; i += 4 * kLanes) {
-      const IntVec word = (code(i) | code(i + kLanes) << 8) | (code(i + 2 * kLanes) << 16 | code(i + 3 * kLanes) << 24);
-      __builtin_memcpy(words + i / 4, &word, sizeof(word));
+  const auto code = [&](int i) { return bits_of(v[i] * inverse + round) & 0xff; };
+  if constexpr (kVecs % 4 == 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; i += 4) {
+      const IntVec word = (code(i) | code(i + 1) << 8) | (code(i + 2) << 16 | code(i + 3) << 24);
+      __builtin_memcpy(words + i / 4 * kLanes, &word, sizeof(word));
     }
   } else {  // blocks shorter than four vectors
-    for (int i = 0; i < n / 4; ++i) words[i] = 0;
-    for (int i = 0; i < n; i += kLanes) {
+    for (int i = 0; i < kBlock / 4; ++i) words[i] = 0;
+    for (int i = 0; i < kVecs; ++i) {
       const IntVec codes = code(i);
-      for (int k = 0; k < kLanes; ++k) words[(i + k) / 4] |= static_cast<uint32_t>(codes[k]) << ((i + k) % 4 * 8);
+      for (int k = 0; k < kLanes; ++k) words[(i * kLanes + k) / 4] |= static_cast<uint32_t>(codes[k]) << (k % 4 * 8);
     }
   }
   return largest / static_cast<float>(kLevels);
 }
 
+inline float turn_and_round(const float* x, int block, int zero, uint32_t* words) {
+  switch (block) {
+    case 128:
+      return turn_and_round<128>(x, zero, words);
+    case 64:
+      return turn_and_round<64>(x, zero, words);
+    case 32:
+      return turn_and_round<32>(x, zero, words);
+    default:
+      return turn_and_round<16>(x, zero, words);
+  }
+}
+
 /// Turns and rounds a block of activations. -> the scale of a code
 inline float quantise_block(const float* x, int block, uint32_t* words) {
-  alignas(64) float turned[kMaxBlock];
-  rotate_block(x, block, turned);
-  return round_block(turned, block, kZeroPoint, words) / static_cast<float>(block);
+  return turn_and_round(x, block, kZeroPoint, words) / static_cast<float>(block);
 }
 
 /// What packing reads at once: whole blocks of the rotation and of the file's type.
@@ -166,7 +166,6 @@ inline void round_piece(const Int8Source& from, int channel, int64_t begin, int 
     __builtin_memset(values, 0, static_cast<size_t>(piece) * sizeof(float));
   }
   for (int part = 0; part < piece; part += block) {
-    rotate_block(values + part, block, values + part);
-    scales[part / block] = round_block(values + part, block, 0, words + part / 4);
+    scales[part / block] = turn_and_round(values + part, block, 0, words + part / 4);
   }
 }
