@@ -26,6 +26,7 @@ namespace {
 #include "kernels/cpu/nibbles_avx2_inl.h"
 #include "kernels/cpu/round_avx2_inl.h"
 
+constexpr int kPanelChannels = 16;
 constexpr int kTileRows = 6;  // 6 rows x 2 vectors of sums, two of weights, one of activations, one product: 16
 constexpr int kSums = kTileRows * 2;
 constexpr int kGroup = 32;
@@ -251,9 +252,11 @@ void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
 }
 
 // Scales of a group: [2, kTileRows], the step between codes and the sum of the rounded values.
-void quantise(const float* x, int64_t n, int /*group*/, uint8_t* codes, float* scales) {
-  for (int64_t i = 0; i < n; i += kGroup) {
-    const Rounded group = round_group(x + i);
+void quantise(const Int8Row& row) {
+  uint8_t* codes = row.codes + row.row * 4;
+  float* scales = row.scales + row.row;
+  for (int64_t i = 0; i < row.n; i += kGroup) {
+    const Rounded group = round_group(row.x + i);
     alignas(32) uint32_t words[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(words), _mm256_xor_si256(group.codes, _mm256_set1_epi8(-128)));
     for (const uint32_t word : words) {
@@ -361,6 +364,15 @@ void multiply(const Int8Tile& tile) {
 
 }  // namespace
 
-const Int8Ops kExactInt8Avx2 = {"int8, weights exact", kTileRows, 2, layout, quantise, pack, multiply};
+const Int8Ops kExactInt8Avx2 = {.name = "int8, weights exact",
+                                .tile_rows = kTileRows,
+                                .panel_channels = kPanelChannels,
+                                .scale_floats = 2,
+                                .span_inputs = 1024,  // 20 KB of a panel
+                                .piece_codes = 192 << 10,
+                                .layout = layout,
+                                .quantise = quantise,
+                                .pack = pack,
+                                .multiply = multiply};
 
 }  // namespace winnow

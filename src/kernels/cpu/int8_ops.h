@@ -11,9 +11,9 @@
 // take one factor without sign; what that adds is known when weights are packed, and stands there, negated, as the
 // value that sums start from.
 //
-//   activations, a tile of `tile_rows` rows:  codes [n_in / 4, tile_rows, 4] u8
+//   activations, a tile of `tile_rows` rows:  codes u8, n_in a row, in the kernel's own order; groups follow each other
 //                                             scales [n_in / group, scale_floats, tile_rows] f32
-//   weights: panels of 16 channels; a panel is [n_in / group] entries of Int8Layout::group_bytes
+//   weights: panels of `panel_channels` channels; a panel is [n_in / group] entries of Int8Layout::group_bytes
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,10 @@
 
 namespace winnow {
 
-inline constexpr int kPanelChannels = 16;
 inline constexpr int kZeroPoint = 128;  // of activations
 inline constexpr int kLevels = 127;     // their codes lie in [-kLevels, kLevels]
+inline constexpr int kMaxTileRows = 8;
+inline constexpr int kMaxPanelChannels = 32;
 
 /// How weights of one type and width are packed.
 struct Int8Layout {
@@ -40,9 +41,19 @@ struct Int8Source {
   Type type;
   const std::byte* rows;  // the first channel's
   size_t row_bytes;
-  int n_channels;  // up to 16; the rest of the panel becomes zero
+  int n_channels;  // up to panel_channels; the rest of the panel becomes zero
   int64_t n_in;
   void (*decode)(Type type, const std::byte* from, float* to, int64_t n);
+};
+
+/// A row of activations and its place in a tile.
+struct Int8Row {
+  const float* x;
+  int64_t n;
+  int group;
+  int row;         // in [0, tile_rows)
+  uint8_t* codes;  // of the tile
+  float* scales;   // of the tile
 };
 
 struct Int8Tile {
@@ -51,18 +62,24 @@ struct Int8Tile {
   const std::byte* panel;  // of the weights
   int64_t n_groups;
   Int8Layout layout;
-  float* y;        // [tile_rows, 16], all of it is written
-  bool add;        // to what y holds
-  int64_t stride;  // floats from one row of y to the next
+  float* y;                // [tile_rows, panel_channels], all of it is written
+  bool add;                // to what y holds
+  int64_t stride;          // floats from one row of y to the next
+  const std::byte* ahead;  // weights that a later call reads: they may be fetched meanwhile
+  size_t ahead_bytes;
 };
 
 struct Int8Ops {
   const char* name;
-  int tile_rows;
-  int scale_floats;  // for each group of a row
+  int tile_rows;       // up to kMaxTileRows
+  int panel_channels;  // up to kMaxPanelChannels
+  int scale_floats;    // for each group of a row
+  // A piece of work goes over its inputs in spans, each as long as a panel's share of it stays in the first-level cache
+  // from tile to tile, while the activations' share stays in the second-level cache from panel to panel.
+  int64_t span_inputs;
+  int64_t piece_codes;  // bytes of activations in a span
   Int8Layout (*layout)(Type type, int64_t n_in);
-  /// Rounds one row of n inputs into its place in a tile; codes and scales point at the row's first entry.
-  void (*quantise)(const float* x, int64_t n, int group, uint8_t* codes, float* scales);
+  void (*quantise)(const Int8Row& row);
   void (*pack)(const Int8Source& from, const Int8Layout& layout, std::byte* to);
   void (*multiply)(const Int8Tile& tile);
 };

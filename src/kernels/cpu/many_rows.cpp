@@ -11,11 +11,7 @@
 namespace winnow {
 namespace {
 
-// A piece of work goes over its inputs in spans, each as long as a panel's share of it stays in the first-level cache
-// from tile to tile, while the activations' share stays in the second-level cache from panel to panel.
-constexpr int64_t kSpanInputs = 1024;       // 20 KB of a panel
-constexpr int64_t kPieceCodes = 192 << 10;  // bytes of activations in a span
-constexpr int64_t kPiecePanels = 16;
+constexpr int64_t kPieceChannels = 256;
 
 }  // namespace
 
@@ -50,7 +46,7 @@ std::unique_ptr<Unpacked> ManyRows::unpack(std::span<const Weight* const> weight
     auto panels = std::make_shared<Panels>();
     panels->layout = ops_->layout(weight->type, weight->n_in);
     if (panels->layout.group == 0) continue;
-    panels->n_panels = (weight->n_out + kPanelChannels - 1) / kPanelChannels;
+    panels->n_panels = (weight->n_out + ops_->panel_channels - 1) / ops_->panel_channels;
     panels->panel_bytes = static_cast<size_t>(weight->n_in / panels->layout.group) * panels->layout.group_bytes;
     panels->bytes = scratch_->lend(panels->panel_bytes * static_cast<size_t>(panels->n_panels));
     jobs.push_back({weight, panels.get(), n_panels});
@@ -76,11 +72,12 @@ bool ManyRows::has(std::span<const Weight* const> weights) const {
 }
 
 void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t panel) const {
+  const int64_t channels = ops_->panel_channels;
   Int8Source from;
   from.type = weight.type;
   from.row_bytes = type_bytes(weight.type, weight.n_in);
-  from.rows = weight.data + static_cast<size_t>(panel * kPanelChannels) * from.row_bytes;
-  from.n_channels = static_cast<int>(std::min<int64_t>(kPanelChannels, weight.n_out - panel * kPanelChannels));
+  from.rows = weight.data + static_cast<size_t>(panel * channels) * from.row_bytes;
+  from.n_channels = static_cast<int>(std::min(channels, weight.n_out - panel * channels));
   from.n_in = weight.n_in;
   from.decode = choose_decoder(context_->features);
   ops_->pack(from, panels.layout, panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes);
@@ -99,17 +96,35 @@ ManyRows::Input ManyRows::quantise(Mat x, int group) const {
     auto* codes = reinterpret_cast<uint8_t*>(input.codes.get()) + tile * tile_rows * x.cols;
     auto* scales =
         reinterpret_cast<float*>(input.scales.get()) + tile * tile_rows * input.n_groups * ops_->scale_floats;
-    for (int64_t r = 0; r < tile_rows; ++r) {
+    for (int r = 0; r < ops_->tile_rows; ++r) {
       // The last tile repeats the last row; what comes of it is thrown away.
       const int64_t row = std::min(x.rows - 1, tile * tile_rows + r);
-      ops_->quantise(x.row(row), x.cols, group, codes + r * 4, scales + r);
+      ops_->quantise({x.row(row), x.cols, group, r, codes, scales});
     }
   });
   return input;
 }
 
+const std::byte* ManyRows::panel_at(const Piece& piece, const Place& at) {
+  return piece.panels->bytes.get() + static_cast<size_t>(at.panel) * piece.panels->panel_bytes +
+         static_cast<size_t>(at.begin) * piece.panels->layout.group_bytes;
+}
+
+// Each tile fetches its share of the next panel, so that the panel's first tile need not wait for memory.
+void ManyRows::share_ahead(const Piece& piece, const Place& at, Int8Tile& tile) {
+  constexpr size_t kLine = 64;
+  const auto n_tiles = static_cast<size_t>(piece.last_tile - piece.first_tile);
+  const auto index = static_cast<size_t>(at.tile - piece.first_tile);
+  const size_t span = static_cast<size_t>(at.end - at.begin) * piece.panels->layout.group_bytes;
+  const size_t share = (span / n_tiles / kLine + 1) * kLine;
+  const size_t begin = std::min(span, index * share);
+  const bool more = at.panel + 1 < piece.last_panel;
+  tile.ahead = panel_at(piece, {more ? at.panel + 1 : at.panel, at.tile, at.begin, at.end}) + begin;
+  tile.ahead_bytes = more ? std::min(share, span - begin) : 0;
+}
+
 void ManyRows::multiply_piece(const Piece& piece, const Input& input) const {
-  const int64_t span_groups = std::max<int64_t>(1, kSpanInputs / input.group);
+  const int64_t span_groups = std::max<int64_t>(1, ops_->span_inputs / input.group);
   for (int64_t begin = 0; begin < input.n_groups; begin += span_groups) {
     const int64_t end = std::min(input.n_groups, begin + span_groups);
     for (int64_t panel = piece.first_panel; panel < piece.last_panel; ++panel) {
@@ -121,34 +136,34 @@ void ManyRows::multiply_piece(const Piece& piece, const Input& input) const {
 }
 
 void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place& at) const {
-  constexpr int kMaxTileRows = 32;
-  alignas(64) float spare[kMaxTileRows * kPanelChannels];
+  alignas(64) float spare[kMaxTileRows * kMaxPanelChannels];
   const int64_t tile_rows = ops_->tile_rows;
+  const int64_t channels = ops_->panel_channels;
   const int64_t row = at.tile * tile_rows;
-  const int64_t column = at.panel * kPanelChannels;
+  const int64_t column = at.panel * channels;
   const int64_t n_rows = std::min(tile_rows, piece.y.rows - row);
-  const int64_t n_columns = std::min<int64_t>(kPanelChannels, piece.y.cols - column);
+  const int64_t n_columns = std::min(channels, piece.y.cols - column);
   float* y = piece.y.row(row) + column;
-  const bool whole = n_rows == tile_rows && n_columns == kPanelChannels;
+  const bool whole = n_rows == tile_rows && n_columns == channels;
   Int8Tile tile;
   tile.codes =
       reinterpret_cast<const uint8_t*>(input.codes.get()) + (row * input.n_groups + tile_rows * at.begin) * input.group;
   tile.scales = reinterpret_cast<const float*>(input.scales.get()) +
                 (row * input.n_groups + tile_rows * at.begin) * ops_->scale_floats;
-  tile.panel = piece.panels->bytes.get() + static_cast<size_t>(at.panel) * piece.panels->panel_bytes +
-               static_cast<size_t>(at.begin) * piece.panels->layout.group_bytes;
+  tile.panel = panel_at(piece, at);
   tile.n_groups = at.end - at.begin;
   tile.layout = piece.panels->layout;
   tile.y = whole ? y : spare;
-  tile.stride = whole ? piece.y.stride : kPanelChannels;
+  tile.stride = whole ? piece.y.stride : channels;
   tile.add = whole && at.begin > 0;
+  share_ahead(piece, at, tile);
   ops_->multiply(tile);
   const bool last = at.end == input.n_groups;
   if (whole && (!last || piece.bias == nullptr)) return;
   for (int64_t r = 0; r < n_rows; ++r) {
     for (int64_t c = 0; c < n_columns; ++c) {
       float& value = y[r * piece.y.stride + c];
-      if (!whole) value = spare[r * kPanelChannels + c] + (at.begin > 0 ? value : 0.0F);
+      if (!whole) value = spare[r * channels + c] + (at.begin > 0 ? value : 0.0F);
       if (last && piece.bias != nullptr) value += piece.bias[column + c];
     }
   }
@@ -156,15 +171,16 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
 
 void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
   const Input input = quantise(x, ops_->layout(weights[0]->type, x.cols).group);  // the same for every type
-  const int64_t tile_span = ops_->tile_rows * std::min(kSpanInputs, x.cols);
-  const int64_t tiles_at_once = std::max<int64_t>(1, kPieceCodes / tile_span);
+  const int64_t tile_span = ops_->tile_rows * std::min(ops_->span_inputs, x.cols);
+  const int64_t tiles_at_once = std::max<int64_t>(1, ops_->piece_codes / tile_span);
+  const int64_t piece_panels = kPieceChannels / ops_->panel_channels;
   std::vector<Piece> pieces;
   for (int64_t tile = 0; tile < input.n_tiles; tile += tiles_at_once) {
     for (size_t i = 0; i < weights.size(); ++i) {
       const std::shared_ptr<const Panels> panels = find(*weights[i]);
       WINNOW_ASSERT(panels != nullptr);
-      for (int64_t panel = 0; panel < panels->n_panels; panel += kPiecePanels) {
-        pieces.push_back({panels.get(), ys[i], bias, panel, std::min(panels->n_panels, panel + kPiecePanels), tile,
+      for (int64_t panel = 0; panel < panels->n_panels; panel += piece_panels) {
+        pieces.push_back({panels.get(), ys[i], bias, panel, std::min(panels->n_panels, panel + piece_panels), tile,
                           std::min(input.n_tiles, tile + tiles_at_once)});
       }
     }

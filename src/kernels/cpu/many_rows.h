@@ -49,6 +49,8 @@ class ManyRows {
   std::shared_ptr<const Panels> find(const Weight& weight) const;
   void pack_panel(const Weight& weight, const Panels& panels, int64_t panel) const;
   Input quantise(Mat x, int group) const;
+  static const std::byte* panel_at(const Piece& piece, const Place& at);
+  static void share_ahead(const Piece& piece, const Place& at, Int8Tile& tile);
   void multiply_piece(const Piece& piece, const Input& input) const;
   void multiply_tile(const Piece& piece, const Input& input, const Place& at) const;
 

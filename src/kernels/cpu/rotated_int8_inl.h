@@ -1,24 +1,18 @@
 // The rotated form of int8_ops.h: rotation and rounding in the vectors of vec_inl.h. Included inside an anonymous
-// namespace.
-//
-// A panel's entry for a block of inputs: for each window of 16 inputs codes [4, 16, 4] s8 and, for each channel, the
-// i32 that its sum starts from; then scales [16] f32. The rotation's factor 1 / block is in the activations' scales.
+// namespace. The rotation's factor 1 / block is in the activations' scales.
 
 #include "kernels/cpu/vec_inl.h"
 
 constexpr int kMaxBlock = 128;
-constexpr int kWindowInputs = 16;
-constexpr int kWindowCodes = kPanelChannels * kWindowInputs;
-constexpr int kWindowBytes = kWindowCodes + kPanelChannels * 4;
+constexpr int kMinBlock = 16;
+constexpr int kMaxPiece = 256;  // values: the largest block of a file's types; all are powers of two
 
-/// The largest power of two up to kMaxBlock that divides n_in is the block; none where a window does not divide it.
-inline Int8Layout rotated_layout(Type /*type*/, int64_t n_in) {
-  for (int block = kMaxBlock; block >= kWindowInputs; block /= 2) {
-    if (n_in % block != 0) continue;
-    const auto n_windows = static_cast<size_t>(block / kWindowInputs);
-    return {block, n_windows * kWindowBytes + kPanelChannels * sizeof(float), 0};
+/// The largest power of two up to kMaxBlock that divides n_in; 0 where kMinBlock does not divide it.
+inline int rotated_block(int64_t n_in) {
+  for (int block = kMaxBlock; block >= kMinBlock; block /= 2) {
+    if (n_in % block == 0) return block;
   }
-  return {};
+  return 0;
 }
 
 /// The lanes of v, each in the place of the lane whose number differs in the bit `kBit`.
@@ -48,20 +42,19 @@ inline Vec butterfly(Vec v) {
   return v * lane_signs<kBit>() + swap_lanes<kBit>(v);
 }
 
-/// Hadamard transform of kBlock values in place, without the factor 1 / sqrt(kBlock).
-template <int kBlock>
-inline void rotate(float* x) {
-  constexpr int kVecs = kBlock / kLanes;
-  Vec v[kVecs];
+/// Hadamard transform of the values in v, without the factor 1 / sqrt(n).
+template <int kVecs>
+inline void rotate(Vec* v) {
+#pragma GCC unroll 32
   for (int i = 0; i < kVecs; ++i) {
-    Vec t = load(x + i * kLanes);
+    Vec t = v[i];
     t = butterfly<1>(t);
     t = butterfly<2>(t);
     if constexpr (kLanes > 4) t = butterfly<4>(t);
     if constexpr (kLanes > 8) t = butterfly<8>(t);
     v[i] = t;
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int step = 1; step < kVecs; step *= 2) {
 #pragma GCC unroll 32
     for (int i = 0; i < kVecs; ++i) {
@@ -72,124 +65,107 @@ inline void rotate(float* x) {
       v[i + step] = a - b;
     }
   }
-  for (int i = 0; i < kVecs; ++i) store(x + i * kLanes, v[i]);
 }
 
-inline void rotate_block(float* x, int block) {
-  switch (block) {
-    case 128:
-      return rotate<128>(x);
-    case 64:
-      return rotate<64>(x);
-    case 32:
-      return rotate<32>(x);
-    default:
-      return rotate<16>(x);
-  }
+inline IntVec bits_of(Vec v) {
+  IntVec bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  return bits;
 }
 
-/// The largest size among n values (a multiple of 16).
-inline float largest_size(const float* x, int n) {
-  IntVec most{};  // positive floats order as their bits do
-  for (int i = 0; i < n; i += kLanes) {
-    IntVec bits;
-    __builtin_memcpy(&bits, x + i, sizeof(bits));
-    bits &= 0x7fffffff;
-    most = bits > most ? bits : most;
-  }
-  int32_t largest = 0;
-  for (int i = 0; i < kLanes; ++i) largest = most[i] > largest ? most[i] : largest;
+inline IntVec larger(IntVec a, IntVec b) {
+  return a > b ? a : b;
+}
+
+template <int kBit>
+inline IntVec largest_of_pairs(IntVec v) {
+  Vec lanes;
+  __builtin_memcpy(&lanes, &v, sizeof(v));
+  return larger(v, bits_of(swap_lanes<kBit>(lanes)));
+}
+
+/// The largest size among the values in v.
+template <int kVecs>
+inline float largest_size(const Vec* v) {
+  IntVec most[2] = {};  // positive floats order as their bits do
+#pragma GCC unroll 32
+  for (int i = 0; i < kVecs; ++i) most[i % 2] = larger(bits_of(v[i]) & 0x7fffffff, most[i % 2]);
+  IntVec all = larger(most[0], most[1]);
+  all = largest_of_pairs<1>(largest_of_pairs<2>(all));
+  if constexpr (kLanes > 4) all = largest_of_pairs<4>(all);
+  if constexpr (kLanes > 8) all = largest_of_pairs<8>(all);
   float result;
-  __builtin_memcpy(&result, &largest, sizeof(result));
+  __builtin_memcpy(&result, &all, sizeof(result));
   return result;
 }
 
-/// Rounds n values (a multiple of 16) to codes + zero in [zero - kLevels, zero + kLevels], one a byte, four a word.
+/// Turns kBlock values and rounds them to codes + zero in [zero - kLevels, zero + kLevels], one a byte, four a word.
 /// Which four is free, as a product's inputs may be added in any order: those that lie in the same lane of four vectors
 /// need no shuffle. -> the scale of a code
-inline float round_block(const float* x, int n, int zero, uint32_t* words) {
-  const float largest = largest_size(x, n);
+template <int kBlock>
+inline float turn_and_round(const float* x, int zero, uint32_t* words) {
+  constexpr int kVecs = kBlock / kLanes;
+  Vec v[kVecs];
+#pragma GCC unroll 32
+  for (int i = 0; i < kVecs; ++i) v[i] = load(x + i * kLanes);
+  rotate<kVecs>(v);
+  const float largest = largest_size<kVecs>(v);
   const float inverse = largest > 0 ? static_cast<float>(kLevels) / largest : 0.0F;
   // Adding 1.5 * 2^23 rounds to nearest even and leaves the whole number in the low bits.
   const float round = 12582912.0F + static_cast<float>(zero);
-  const auto code = [&](int at) {
-    const Vec shifted = load(x + at) * inverse + round;
-    IntVec bits;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    return bits & 0xff;
-  };
-  if (n % (4 * kLanes) == 0) {
-    for (int i = 0; i < n; i += 4 * kLanes) {
-      const IntVec word = (code(i) | code(i + kLanes) << 8) | (code(i + 2 * kLanes) << 16 | code(i + 3 * kLanes) << 24);
-      __builtin_memcpy(words + i / 4, &word, sizeof(word));
+  const auto code = [&](int i) { return bits_of(v[i] * inverse + round) & 0xff; };
+  if constexpr (kVecs % 4 == 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; i += 4) {
+      const IntVec word = (code(i) | code(i + 1) << 8) | (code(i + 2) << 16 | code(i + 3) << 24);
+      __builtin_memcpy(words + i / 4 * kLanes, &word, sizeof(word));
     }
   } else {  // blocks shorter than four vectors
-    for (int i = 0; i < n / 4; ++i) words[i] = 0;
-    for (int i = 0; i < n; i += kLanes) {
+    for (int i = 0; i < kBlock / 4; ++i) words[i] = 0;
+    for (int i = 0; i < kVecs; ++i) {
       const IntVec codes = code(i);
-      for (int k = 0; k < kLanes; ++k) words[(i + k) / 4] |= static_cast<uint32_t>(codes[k]) << ((i + k) % 4 * 8);
+      for (int k = 0; k < kLanes; ++k) words[(i * kLanes + k) / 4] |= static_cast<uint32_t>(codes[k]) << (k % 4 * 8);
     }
   }
   return largest / static_cast<float>(kLevels);
 }
 
-/// Int8Ops::quantise for tiles of kTileRows rows.
-template <int kTileRows>
-void quantise_row(const float* x, int64_t n, int block, uint8_t* codes, float* scales) {
-  alignas(64) float turned[kMaxBlock];
-  alignas(64) uint32_t words[kMaxBlock / 4];
-  for (int64_t begin = 0; begin < n; begin += block) {
-    __builtin_memcpy(turned, x + begin, static_cast<size_t>(block) * sizeof(float));
-    rotate_block(turned, block);
-    *scales = round_block(turned, block, kZeroPoint, words) / static_cast<float>(block);
-    scales += kTileRows;
-    for (int i = 0; i < block / 4; ++i) {
-      __builtin_memcpy(codes, words + i, 4);
-      codes += kTileRows * 4;
-    }
+inline float turn_and_round(const float* x, int block, int zero, uint32_t* words) {
+  switch (block) {
+    case 128:
+      return turn_and_round<128>(x, zero, words);
+    case 64:
+      return turn_and_round<64>(x, zero, words);
+    case 32:
+      return turn_and_round<32>(x, zero, words);
+    default:
+      return turn_and_round<16>(x, zero, words);
   }
 }
 
-/// One block of 16 channels, w [16, block] (overwritten); `finish` writes the starts of a window behind its codes.
-template <typename Finish>
-inline void pack_block(float* w, int64_t stride, int block, std::byte* to, Finish finish) {
-  const int n_windows = block / kWindowInputs;
-  float scales[kPanelChannels];
-  alignas(64) uint32_t words[kMaxBlock / 4];
-  for (int channel = 0; channel < kPanelChannels; ++channel) {
-    float* values = w + channel * stride;
-    rotate_block(values, block);
-    scales[channel] = round_block(values, block, 0, words);
-    for (int window = 0; window < n_windows; ++window) {
-      std::byte* codes = to + window * kWindowBytes + channel * 4;
-      for (int step = 0; step < 4; ++step) {
-        __builtin_memcpy(codes + step * kPanelChannels * 4, words + window * 4 + step, 4);
-      }
-    }
-  }
-  for (int window = 0; window < n_windows; ++window) finish(to + window * kWindowBytes);
-  __builtin_memcpy(to + n_windows * kWindowBytes, scales, sizeof(scales));
+/// Turns and rounds a block of activations. -> the scale of a code
+inline float quantise_block(const float* x, int block, uint32_t* words) {
+  return turn_and_round(x, block, kZeroPoint, words) / static_cast<float>(block);
 }
 
-/// Int8Ops::pack, in pieces that hold whole blocks of the rotation and of the file's type.
-template <typename Finish>
-inline void pack_panel(const Int8Source& from, const Int8Layout& layout, std::byte* to, Finish finish) {
-  constexpr int kMaxPiece = 256;  // the largest block of a file's types; all are powers of two
-  alignas(64) float work[kPanelChannels * kMaxPiece];
+/// What packing reads at once: whole blocks of the rotation and of the file's type.
+inline int piece_values(Type type, int block) {
+  const auto file_block = static_cast<int>(type_info(type).block_values);
+  return block > file_block ? block : file_block;
+}
+
+/// Decodes, turns and rounds a channel's piece from input `begin` on; zeros where the panel has no such channel.
+inline void round_piece(const Int8Source& from, int channel, int64_t begin, int block, uint32_t* words, float* scales) {
+  alignas(64) float values[kMaxPiece];
   const TypeInfo& type = type_info(from.type);
-  const int piece = layout.group > type.block_values ? layout.group : type.block_values;
-  for (int64_t begin = 0; begin < from.n_in; begin += piece) {
+  const int piece = piece_values(from.type, block);
+  if (channel < from.n_channels) {
     const auto offset = static_cast<size_t>(begin / type.block_values * type.block_bytes);
-    for (int channel = 0; channel < kPanelChannels; ++channel) {
-      float* values = work + channel * piece;
-      if (channel < from.n_channels) {
-        from.decode(from.type, from.rows + static_cast<size_t>(channel) * from.row_bytes + offset, values, piece);
-      } else {
-        __builtin_memset(values, 0, static_cast<size_t>(piece) * sizeof(float));
-      }
-    }
-    for (int part = 0; part < piece; part += layout.group, to += layout.group_bytes) {
-      pack_block(work + part, piece, layout.group, to, finish);
-    }
+    from.decode(from.type, from.rows + static_cast<size_t>(channel) * from.row_bytes + offset, values, piece);
+  } else {
+    __builtin_memset(values, 0, static_cast<size_t>(piece) * sizeof(float));
+  }
+  for (int part = 0; part < piece; part += block) {
+    scales[part / block] = turn_and_round(values + part, block, 0, words + part / 4);
   }
 }
