@@ -1,7 +1,7 @@
 // Dot products of rows of the file's quantised blocks with a row of activations in 8 bits: for the types that ggml
 // multiplies with one scale for 256 activations, and for those where it computes longer than memory takes. One scale
-// for each 32 costs no more time and keeps small values apart from outliers (Gemma 3 270M in prefill: mean KL to float32
-// 0.0032 against 0.0076).
+// for each 32 costs no more time and keeps small values apart from outliers (Gemma 3 270M in prefill: mean KL to
+// float32 0.0032 against 0.0076).
 #pragma once
 
 #include <cstddef>
