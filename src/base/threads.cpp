@@ -36,6 +36,12 @@ void pause_briefly() {
 // A worker therefore polls for about this many pauses (some 50 microseconds) before it sleeps.
 constexpr int kSpins = 2000;
 
+/// Items that are handed out in ascending order.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 }  // namespace
 
 struct ThreadPool::State {
@@ -45,17 +51,34 @@ struct ThreadPool::State {
   std::atomic<uint64_t> round{0};  // a new value starts a round
   std::atomic<int> n_sleeping{0};
   std::atomic<int> n_running{0};
-  std::atomic<int64_t> next{0};
   std::atomic<bool> stop{false};
-  int64_t n_items = 0;
+  std::vector<Share> shares;  // [thread]
+  size_t n_shares = 1;        // of this round
   const std::function<void(int64_t, int)>* work = nullptr;
   std::exception_ptr error;
 
+  /// Shares the items between the first `n` of `shares`.
+  void deal(int64_t n_items, size_t n) {
+    n_shares = n;
+    for (size_t i = 0; i < n; ++i) {
+      const auto begin = n_items * static_cast<int64_t>(i) / static_cast<int64_t>(n);
+      shares[i].next.store(begin);
+      shares[i].end = n_items * static_cast<int64_t>(i + 1) / static_cast<int64_t>(n);
+    }
+  }
+
+  /// Works through the thread's own share, then helps with the others.
   void drain(int thread) {
     try {
-      for (int64_t item = next.fetch_add(1); item < n_items; item = next.fetch_add(1)) (*work)(item, thread);
+      for (size_t i = 0; i < n_shares; ++i) {
+        Share& share = shares[(static_cast<size_t>(thread) + i) % n_shares];
+        if (share.next.load() >= share.end) continue;  // many threads that end together only read
+        for (int64_t item = share.next.fetch_add(1); item < share.end; item = share.next.fetch_add(1)) {
+          (*work)(item, thread);
+        }
+      }
     } catch (...) {
-      next.store(n_items);  // the others stop at their next item
+      for (Share& share : shares) share.next.store(share.end);  // the others stop at their next item
       const std::lock_guard lock(mutex);
       if (!error) error = std::current_exception();
     }
@@ -86,6 +109,7 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
   const int n = n_threads > 0 ? n_threads : usable_cores();
+  state_->shares = std::vector<Share>(static_cast<size_t>(n));
   for (int thread = 1; thread < n; ++thread) {
     state_->workers.emplace_back([state = state_.get(), thread] { state->serve(thread); });
   }
@@ -105,6 +129,14 @@ int ThreadPool::size() const {
 }
 
 void ThreadPool::parallel_for(int64_t n_items, const std::function<void(int64_t, int)>& work) {
+  run(n_items, 1, work);
+}
+
+void ThreadPool::parallel_shares(int64_t n_items, const std::function<void(int64_t, int)>& work) {
+  run(n_items, state_->shares.size(), work);
+}
+
+void ThreadPool::run(int64_t n_items, size_t n_shares, const std::function<void(int64_t, int)>& work) {
   State& s = *state_;
   if (n_items <= 0) return;
   if (s.workers.empty() || n_items == 1) {
@@ -113,8 +145,7 @@ void ThreadPool::parallel_for(int64_t n_items, const std::function<void(int64_t,
   }
   WINNOW_ASSERT(s.n_running.load() == 0);
   s.work = &work;
-  s.n_items = n_items;
-  s.next.store(0);
+  s.deal(n_items, n_shares);
   s.n_running.store(static_cast<int>(s.workers.size()));
   s.round.fetch_add(1);
   if (s.n_sleeping.load() > 0) {

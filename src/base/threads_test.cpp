@@ -27,6 +27,8 @@ TEST(ThreadPool, EveryItemIsWorkedOnOnce) {
       std::vector<int> count(static_cast<size_t>(n_items));  // plain: two visits of one item would be a data race
       pool.parallel_for(n_items, [&](int64_t item, int) { ++count[static_cast<size_t>(item)]; });
       EXPECT_EQ(count, std::vector<int>(static_cast<size_t>(n_items), 1)) << n_threads << " threads";
+      pool.parallel_shares(n_items, [&](int64_t item, int) { ++count[static_cast<size_t>(item)]; });
+      EXPECT_EQ(count, std::vector<int>(static_cast<size_t>(n_items), 2)) << n_threads << " threads, in shares";
     }
   }
 }
@@ -61,6 +63,22 @@ TEST(ThreadPool, WorkIsSharedOut) {
     if (thread == 0) met = together.load() == 2;
   });
   EXPECT_TRUE(met) << "the second item waited for the first to end";
+}
+
+TEST(ThreadPool, WhoEndsItsShareHelpsTheOthers) {
+  ThreadPool pool(2);
+  std::atomic<int> others{0};
+  bool met = false;  // written by the thread of item 0 only
+  pool.parallel_shares(10, [&](int64_t item, int) {
+    if (item > 0) {
+      others.fetch_add(1);
+      return;
+    }
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (others.load() < 9 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    met = others.load() == 9;
+  });
+  EXPECT_TRUE(met) << "items 1 to 4 waited for item 0, which their thread was busy with";
 }
 
 TEST(ThreadPool, ResultsAreVisibleToTheCallerAndToTheNextRound) {

@@ -23,7 +23,7 @@ void CpuDevice::for_rows(int64_t n_rows, int64_t cost, Work work) {
 }
 
 std::string CpuDevice::description() const {
-  return fmt::format("cpu: {} threads, {}; prefill {}; decode ggml's quantised dot products", n_threads(),
+  return fmt::format("cpu: {} threads, {}; prefill {}; decode reads the file's quantised blocks", n_threads(),
                      describe_features(context_.features), many_rows_.ops().name);
 }
 

@@ -231,7 +231,8 @@ TEST_P(CpuDeviceTest, ProductsOfFewRows) {
   for (const Type type : kWeightTypes) {
     double worst = 0;
     for (const int64_t n_out : {1, 65, 300}) {
-      for (const int64_t n_in : {256, 768}) {
+      for (const int64_t n_in : {96, 256, 768}) {
+        if (n_in % type_info(type).block_values != 0) continue;
         const RandomWeight w(type, n_out, n_in, 17);
         const auto bias = random_values(static_cast<size_t>(n_out), 5);
         for (const int64_t rows : {1, 2, 5, 16}) {

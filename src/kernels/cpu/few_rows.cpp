@@ -4,6 +4,7 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 #include <vector>
 
@@ -33,7 +34,7 @@ struct Activations {
 struct Job {
   const Weight* weight;
   Mat y;
-  RowDot dot;  // null: ggml's
+  RowDots dots;  // null: ggml's
   const ggml_type_traits_cpu* traits;
   const Activations* x;
   size_t row_bytes;
@@ -43,7 +44,7 @@ struct Job {
 
 Activations convert(CpuContext& context, ScratchPool& scratch, const Job& job, Mat x) {
   Activations result;
-  result.own = job.dot != nullptr;
+  result.own = job.dots != nullptr;
   result.type = job.traits->vec_dot_type;
   result.row_bytes = result.own ? rounded_row_bytes(x.cols) : ggml_row_size(result.type, x.cols);
   result.rows = scratch.lend(result.row_bytes * static_cast<size_t>(x.rows));
@@ -59,21 +60,32 @@ Activations convert(CpuContext& context, ScratchPool& scratch, const Job& job, M
   return result;
 }
 
+void ggml_dots(const ggml_type_traits_cpu& traits, const WeightRows& rows, const std::byte* x, float* y) {
+  for (int r = 0; r < rows.n_rows; ++r) {
+    const std::byte* row = rows.data + static_cast<size_t>(r) * rows.row_bytes;
+    traits.vec_dot(static_cast<int>(rows.n_in), y + r, 0, row, 0, x, 0, 1);
+  }
+}
+
 void multiply_piece(const Job& job, int64_t piece, int64_t n_rows, const float* bias) {
   const Weight& w = *job.weight;
   const int64_t begin = piece * job.rows_per_piece;
   const int64_t end = std::min(w.n_out, begin + job.rows_per_piece);
-  for (int64_t out = begin; out < end; ++out) {
-    const std::byte* row = w.data + static_cast<size_t>(out) * job.row_bytes;
+  for (int64_t out = begin; out < end; out += kDotRows) {
+    const auto n = static_cast<int>(std::min<int64_t>(kDotRows, end - out));
+    const WeightRows rows{w.data + static_cast<size_t>(out) * job.row_bytes, job.row_bytes, n, w.n_in};
     for (int64_t r = 0; r < n_rows; ++r) {
-      float value = 0;
       const std::byte* x = job.x->rows.get() + static_cast<size_t>(r) * job.x->row_bytes;
-      if (job.dot != nullptr) {
-        value = job.dot(row, x, w.n_in);
+      std::array<float, kDotRows> value{};
+      if (job.dots != nullptr) {
+        job.dots(rows, x, value.data());
       } else {
-        job.traits->vec_dot(static_cast<int>(w.n_in), &value, 0, row, 0, x, 0, 1);
+        ggml_dots(*job.traits, rows, x, value.data());
       }
-      job.y.row(r)[out] = bias == nullptr ? value : value + bias[out];
+      float* y = job.y.row(r) + out;
+      for (int i = 0; i < n; ++i) {
+        y[i] = value[static_cast<size_t>(i)] + (bias == nullptr ? 0 : bias[out + i]);
+      }
     }
   }
 }
@@ -88,9 +100,9 @@ void multiply_few_rows(CpuContext& context, ScratchPool& scratch, std::span<cons
   int64_t n_pieces = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Weight& w = *weights[i];
-    Job job{&w, ys[i], choose_row_dot(w.type, context.features), &traits_of(w.type), nullptr, 0, 0, n_pieces};
+    Job job{&w, ys[i], choose_row_dots(w.type, context.features), &traits_of(w.type), nullptr, 0, 0, n_pieces};
     auto found = std::find_if(converted.begin(), converted.end(), [&](const Activations& a) {
-      return a.own == (job.dot != nullptr) && (a.own || a.type == job.traits->vec_dot_type);
+      return a.own == (job.dots != nullptr) && (a.own || a.type == job.traits->vec_dot_type);
     });
     if (found == converted.end()) found = converted.insert(converted.end(), convert(context, scratch, job, x));
     job.x = &*found;
@@ -99,7 +111,7 @@ void multiply_few_rows(CpuContext& context, ScratchPool& scratch, std::span<cons
     n_pieces += (w.n_out + job.rows_per_piece - 1) / job.rows_per_piece;
     jobs.push_back(job);
   }
-  context.pool.parallel_for(n_pieces, [&](int64_t piece, int /*thread*/) {
+  context.pool.parallel_shares(n_pieces, [&](int64_t piece, int /*thread*/) {
     size_t j = jobs.size() - 1;
     while (jobs[j].first_piece > piece) --j;
     multiply_piece(jobs[j], piece - jobs[j].first_piece, x.rows, bias);

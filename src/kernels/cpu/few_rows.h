@@ -1,5 +1,5 @@
-// Products of few rows (decode, short prompts): the file's quantised blocks are read as they are, by ggml's dot
-// products, so that a step costs what it takes to stream the weights through the cores once.
+// Products of few rows (decode, short prompts): the file's quantised blocks are read as they are, by row_dot.h's dot
+// products or ggml's, so that a step costs what it takes to stream the weights through the cores once.
 #pragma once
 
 #include <span>

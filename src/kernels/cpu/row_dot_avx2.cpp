@@ -93,6 +93,13 @@ float dot_k(const std::byte* w, const std::byte* row, int64_t n) {
   return sum_lanes(_mm256_sub_ps(_mm256_add_ps(sums[0], sums[1]), offsets));
 }
 
+template <bool kFifth>
+void dot_rows(const WeightRows& weights, const std::byte* activations, float* y) {
+  for (int r = 0; r < weights.n_rows; ++r) {
+    y[r] = dot_k<kFifth>(weights.data + static_cast<size_t>(r) * weights.row_bytes, activations, weights.n_in);
+  }
+}
+
 }  // namespace
 
 void round_row_avx2(const float* x, std::byte* to, int64_t n) {
@@ -106,9 +113,9 @@ void round_row_avx2(const float* x, std::byte* to, int64_t n) {
   }
 }
 
-RowDot row_dot_avx2(Type type) {
-  if (type == Type::q4_K) return dot_k<false>;
-  if (type == Type::q5_K) return dot_k<true>;
+RowDots row_dots_avx2(Type type) {
+  if (type == Type::q4_K) return dot_rows<false>;
+  if (type == Type::q5_K) return dot_rows<true>;
   return nullptr;
 }
 
