@@ -61,6 +61,9 @@ class Ops {
   /// which this runs head by head; a device may do the same in its own way. Blocks are of kLineBlock rows and slots.
   virtual Selection select_lines(const LineArgs& args);
 
+  /// The selection with its lists in vectors, for those who look at them.
+  virtual Selection on_host(const Selection& selection) { return selection; }
+
   /// Calls work(item, thread) for all items, spread over the device's host threads: heads are scored side by side.
   /// Verbs may be called from inside.
   virtual void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) = 0;

@@ -1,9 +1,10 @@
 // The plain data of one attention call: views of queries and cache, what a row may see, what is computed.
-// Nothing here owns device memory except Selection, which is small.
+// Nothing here owns device memory except Selection.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -54,6 +55,12 @@ struct KvView {
   std::span<const KvHead> heads;
 };
 
+/// Lists of a Selection in the memory of a device, which alone knows what they are.
+class DeviceLists {
+ public:
+  virtual ~DeviceLists() = default;
+};
+
 /// Which keys each (head, query block) computes, in compressed sparse rows. A default-made one selects everything.
 ///
 /// Query block b of head h is row r = h * n_block_q + b of the lists: key blocks
@@ -67,6 +74,8 @@ struct Selection {
   int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all heads share them
   int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of the prompt's rows
   std::vector<int32_t> block_ptr, block_begin, column_ptr, column;  // ptr: [n_head * n_block_q + 1]
+  // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
+  std::shared_ptr<const DeviceLists> on_device{};
 
   bool everything() const { return n_block_q == 0; }
   int64_t list(int32_t head, int32_t block) const {

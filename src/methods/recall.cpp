@@ -28,11 +28,12 @@ double selected_mass(const Selection& selection, int64_t list, std::span<const f
 
 }  // namespace
 
-Recall sample_recall(const Site& site, const Selection& selection, int32_t n_rows) {
+Recall sample_recall(const Site& site, const Selection& made, int32_t n_rows) {
   WINNOW_ASSERT(n_rows > 0);
   const int64_t n_sample = std::min<int64_t>(n_rows, site.q.n_rows);
   const int64_t n_pair = n_sample * site.q.n_head;
-  if (selection.everything()) return {static_cast<double>(n_pair), n_pair};
+  if (made.everything()) return {static_cast<double>(n_pair), n_pair};
+  const Selection selection = site.ops.on_host(made);
 
   // Every step-th row, counted back from the last: a view with a longer stride.
   const int64_t step = site.q.n_rows / n_sample;
