@@ -336,4 +336,48 @@ void ProblemData::make_list(int64_t block) {
   selection_.column_ptr.push_back(static_cast<int32_t>(selection_.column.size()));
 }
 
+ProblemOn::ProblemOn(Device& device, const ProblemData& data, int copies) : device_(device), data_(data) {
+  const HeadsView& q = data.args().q;
+  const int64_t width = int64_t{q.n_head} * q.head_dim;
+  q_ = device.activations(q.n_rows, width);
+  o_ = device.activations(q.n_rows, width);
+  lse_ = device.scratch(1, q.n_rows * q.n_head);
+  device.upload(q_, q.data);
+  for (int copy = 0; copy < copies; ++copy) {
+    const AttnArgs args = data.args_of_copy(copy);
+    heads_.emplace_back(args.kv.heads.begin(), args.kv.heads.end());
+    for (KvHead& head : heads_.back()) {
+      auto* k = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>()).get();
+      auto* v = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>()).get();
+      for (const std::byte* block : head.k) k->push_back(upload(block, args.kv.k_type).get());
+      for (const std::byte* block : head.v) v->push_back(upload(block, args.kv.v_type).get());
+      head.k = *k;
+      head.v = *v;
+    }
+  }
+}
+
+std::shared_ptr<std::byte> ProblemOn::upload(const std::byte* from, Type type) {
+  const size_t bytes = kv_block_bytes(type, data_.args().kv.head_dim);
+  blocks_.push_back(device_.allocate(bytes));
+  device_.upload_bytes(blocks_.back().get(), from, bytes);
+  return blocks_.back();
+}
+
+AttnArgs ProblemOn::args(int copy) const {
+  AttnArgs args = data_.args();
+  args.q = q_->heads(args.q.head_dim);
+  args.kv.heads = heads_[static_cast<size_t>(copy)];
+  args.o = o_->heads(args.q.head_dim);
+  args.lse = lse_->data;
+  return args;
+}
+
+void ProblemOn::download(std::vector<float>& o, std::vector<float>& lse) {
+  o.resize(static_cast<size_t>(o_->rows * o_->cols));
+  lse.resize(static_cast<size_t>(lse_->cols));
+  device_.download(o.data(), o_);
+  device_.download(lse.data(), lse_);
+}
+
 }  // namespace winnow

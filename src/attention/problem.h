@@ -1,8 +1,9 @@
 // One attention call written as text, made up from random numbers: the same description serves tests and timing.
 //
 //   const Problem problem = parse_problem("prefill rows=8192 heads=12 kv=2 dim=128 density=0.1");
-//   ProblemData data(problem);
-//   device.attend(data.args());
+//   ProblemData data(problem);                        // in host memory
+//   ProblemOn on_device(device, data);
+//   device.attend(on_device.args());
 #pragma once
 
 #include <memory>
@@ -76,6 +77,28 @@ class ProblemData {
   std::vector<std::vector<KvHead>> heads_;                             // [copy]
   Selection selection_;
   AttnArgs args_;
+};
+
+/// A problem in a device's own memory: queries and outputs among its activations, caches in its blocks.
+class ProblemOn {
+ public:
+  /// Takes the first `copies` of data's caches. `data` must outlive this.
+  ProblemOn(Device& device, const ProblemData& data, int copies = 1);
+
+  /// The call, with results where `download` finds them; `counts` is not asked for.
+  AttnArgs args(int copy = 0) const;
+  /// The results. -> o [rows, heads, dim], lse [rows, heads]
+  void download(std::vector<float>& o, std::vector<float>& lse);
+
+ private:
+  std::shared_ptr<std::byte> upload(const std::byte* from, Type type);
+
+  Device& device_;
+  const ProblemData& data_;
+  Scratch q_, o_, lse_;
+  std::vector<std::shared_ptr<std::byte>> blocks_;
+  std::vector<std::unique_ptr<std::vector<const std::byte*>>> lists_;  // two for each kv head and copy
+  std::vector<std::vector<KvHead>> heads_;                             // [copy]
 };
 
 struct ProblemResult {

@@ -48,8 +48,23 @@ void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
   }
 }
 
-/// GB/s of a plain read of memory by all threads of the device.
+double copy_speed(Device& device) {
+  const auto bytes = static_cast<size_t>(kTimedBytes);
+  const auto from = device.allocate(bytes), to = device.allocate(bytes);
+  double best = 0;
+  for (int repetition = 0; repetition < 5; ++repetition) {
+    const auto start = Clock::now();
+    device.copy_bytes(to.get(), from.get(), bytes);
+    device.sync();
+    best = std::max(best, 2e-9 * static_cast<double>(bytes) / seconds_since(start));
+  }
+  return best;
+}
+
+/// GB/s of a plain read of memory by all threads of the device; of a copy, reads and writes, where its memory is not
+/// the host's.
 double read_speed(Device& device) {
+  if (device.name() == "cuda") return copy_speed(device);
   const std::vector<uint64_t> memory(static_cast<size_t>(kTimedBytes) / 2 / sizeof(uint64_t), 1);
   constexpr int64_t kPiece = 1 << 17;
   const auto n_pieces = static_cast<int64_t>(memory.size()) / kPiece;
@@ -77,18 +92,20 @@ ProblemResult run_problem(Device& device, const Problem& problem, double seconds
     copies = static_cast<int>(std::clamp<int64_t>(kTimedBytes / std::max<int64_t>(one.kv_bytes(), 1), 1, 64));
   }
   ProblemData data(problem, copies);
+  ProblemOn on_device(device, data, copies);
   ProblemResult result;
-  AttnArgs args = data.args();
+  AttnArgs args = on_device.args();
   args.counts = &result.counts;
   device.attend(args);
   device.sync();
+  on_device.download(data.o(), data.lse());
   compare(data, problem, result);
 
   result.seconds = std::numeric_limits<double>::infinity();
   const auto start = Clock::now();
   for (int i = 0; i < 3 || seconds_since(start) < seconds; ++i) {
     const auto begin = Clock::now();
-    device.attend(data.args_of_copy(i % copies));
+    device.attend(on_device.args(i % copies));
     device.sync();
     result.seconds = std::min(result.seconds, seconds_since(begin));
   }

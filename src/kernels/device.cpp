@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cuda/gpu.h"
 #include "kernels/ref/ref_device.h"
 
 namespace winnow {
@@ -14,7 +15,8 @@ std::unique_ptr<Device> make_device(std::string_view name, int n_threads) {
   if (n_threads < 0) fail("threads is {}; it must be at least 1, or 0 for all cores", n_threads);
   if (name == "cpu") return std::make_unique<CpuDevice>(n_threads, chosen_features());
   if (name == "ref") return std::make_unique<RefDevice>(n_threads);
-  fail("there is no device '{}'; it must be cpu or ref", name);
+  if (name == "cuda") return make_cuda_device(n_threads);
+  fail("there is no device '{}'; it must be cpu, cuda or ref", name);
 }
 
 }  // namespace winnow

@@ -59,8 +59,8 @@ std::shared_ptr<BenchAttend> add_bench_attend(CLI::App& bench) {
   app.add_option("problem", attend->problem, "the call, made up of random numbers; its keys stand below")
       ->type_name("PROBLEM")
       ->required();
-  app.add_option("--device", attend->device, "cpu or ref (default cpu)")
-      ->check(CLI::IsMember({"cpu", "ref"}).description(""))
+  app.add_option("--device", attend->device, "cpu, cuda or ref (default cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda", "ref"}).description(""))
       ->type_name("NAME");
   app.add_option("--seconds", attend->seconds, "time it for at least so long (default 1)")
       ->check(number_between(0.01, 1000))

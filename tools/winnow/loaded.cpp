@@ -50,14 +50,14 @@ std::string model_name(const Loaded& loaded) {
 }
 
 void require_room(const Loaded& loaded, int64_t n_prompt, int64_t n_more, int64_t other_bytes) {
-  const Engine& engine = *loaded.engine;
+  Engine& engine = *loaded.engine;
   if (n_prompt >= engine.n_ctx()) {
     fail("the prompt has {} tokens and the context holds {}, the answer included", human_count(n_prompt),
          human_count(engine.n_ctx()));
   }
   const int64_t n_tokens = std::min<int64_t>(n_prompt + n_more, engine.n_ctx());
   const int64_t need = needed_bytes(engine, n_tokens) + other_bytes;
-  const int64_t room = available_bytes();
+  const int64_t room = available_bytes(engine);
   if (need > room) {
     fail(
         "{} tokens need about {} of memory beside the model's weights and only {} are free; a shorter prompt{} needs "

@@ -53,8 +53,9 @@ void add_model_options(CLI::App& app, ModelOptions& options, const std::string& 
   app.add_option("--threads", options.threads, "threads (default: one for each core)")
       ->check(whole_between(1, 4096))
       ->type_name("N");
-  app.add_option("--device", options.device, "cpu, or ref: plain loops in double, for checking (default cpu)")
-      ->check(CLI::IsMember({"cpu", "ref"}).description(""))
+  app.add_option("--device", options.device,
+                 "cpu, cuda: an NVIDIA GPU, or ref: plain loops in double, for checking (default cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda", "ref"}).description(""))
       ->type_name("NAME");
   add_json(app, options.json);
 }

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "attention/device.h"
+#include "base/error.h"
 #include "command.h"
 #include "kernel_files.h"
 #include "kernels/cpu/cpu_features.h"
@@ -70,13 +71,24 @@ Json features_json(const CpuFeatures& f) {
           {"neon", f.neon}};
 }
 
+/// What device cuda is on this machine, or why there is none.
+std::string describe_cuda() {
+  try {
+    return make_device("cuda", 0)->description();
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 void run(bool json) {
   const std::vector<Row> rows = list_rows();
   const auto device = make_device("cpu", 0);
+  const std::string cuda = describe_cuda();
   if (json) {
     print_json({{"machine", features_json(machine_features())},
                 {"chosen", features_json(chosen_features())},
                 {"device", device->description()},
+                {"cuda", cuda},
                 {"threads", device->n_threads()}});
     for (const Row& row : rows) {
       print_json(
@@ -84,8 +96,8 @@ void run(bool json) {
     }
     return;
   }
-  fmt::print("this machine: {}\ndevice cpu:   {}, {} threads\n\n", describe_features(machine_features()),
-             device->description(), device->n_threads());
+  fmt::print("this machine: {}\ndevice cpu:   {}, {} threads\ndevice cuda:  {}\n\n",
+             describe_features(machine_features()), device->description(), device->n_threads(), cuda);
   Table table({"kernel", "instructions", "here", ""});
   table.align_left();
   for (const Row& row : rows) {

@@ -1,0 +1,45 @@
+# The CUDA device. ON by default where an nvcc of CUDA 12 or later is found: on the path, or where its installer puts it.
+# Only nvcc and cuBLASLt are needed, no GPU.
+find_program(WINNOW_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+set(nvcc_version 0)
+if(WINNOW_NVCC)
+  execute_process(COMMAND ${WINNOW_NVCC} --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET)
+  if(nvcc_says MATCHES "release ([0-9]+\\.[0-9]+)")
+    set(nvcc_version ${CMAKE_MATCH_1})
+  endif()
+endif()
+set(nvcc_serves OFF)
+if(nvcc_version VERSION_GREATER_EQUAL 12 AND NOT WINNOW_SANITIZE AND NOT CMAKE_CROSSCOMPILING)
+  set(nvcc_serves ON)
+endif()
+option(WINNOW_CUDA "Build the device cuda (nvcc of CUDA 12 or later)" ${nvcc_serves})
+
+if(WINNOW_CUDA)
+  message(STATUS "CUDA: the device cuda is built (nvcc ${nvcc_version})")
+  # Processors are asked for by flags below, since CMake 3.25 does not know all of them, nor nvcc's flag for C++20.
+  set(CMAKE_CUDA_COMPILER ${WINNOW_NVCC})
+  set(CMAKE_CUDA_ARCHITECTURES 80)
+  enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
+  find_package(CUDAToolkit REQUIRED)
+elseif(nvcc_version VERSION_GREATER 0)
+  message(STATUS "CUDA: left out (nvcc ${nvcc_version} is there)")
+else()
+  message(STATUS "CUDA: left out (no nvcc was found)")
+endif()
+
+# winnow_cuda_kernels(NAME ARCHITECTURES FILE...): an object library of .cu files for ARCHITECTURES, nvcc's -gencode
+# arguments. nvcc hands the host's code to the C++ compiler; of its warnings only those that understand CUDA's own
+# headers are asked for.
+function(winnow_cuda_kernels name architectures)
+  add_library(${name} OBJECT ${ARGN})
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20)
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  foreach(architecture ${architectures})
+    target_compile_options(${name} PRIVATE "SHELL:-gencode ${architecture}")
+  endforeach()
+  target_compile_options(${name} PRIVATE --compiler-options=-Wall,-Wextra --Werror=all-warnings)
+endfunction()

@@ -1,0 +1,132 @@
+// Attention of many rows on Hopper: wgmma, bulk tensor copies, one warpgroup that loads and two that compute.
+//
+// Each multiprocessor runs one thread block, which walks through tiles of 128 rows of one query head; each computing
+// warpgroup has 64 of them. What they read goes through a ring in shared memory, piece by piece: 64 slots of K and V,
+// an interval (copied by the tensor copy engine) or single columns (gathered by the loading warps). A warpgroup takes
+// the pieces that it wants, two at a time where registers allow, multiplies Q K^T of the next ones while it works on
+// the softmax of the last ones, and passes over the others. Pieces are the tiles of kVoteSlots in types.h, in their
+// order.
+#include <cudaTypedefs.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/hopper_compute.cuh"
+#include "kernels/cuda/hopper_load.cuh"
+
+namespace winnow::cuda {
+namespace {
+
+using hopper::Logits;
+using hopper::Params;
+
+template <int kDim, Logits kLogits>
+__global__ void __launch_bounds__(hopper::kThreads, 1) attend_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) std::byte memory[];
+  auto& shared = *reinterpret_cast<hopper::Shared<kDim>*>(memory);
+  if (threadIdx.x == 0) {
+    for (hopper::Barrier& barrier : shared.full) hopper::init_barrier(barrier, hopper::kLoadingWarps);
+    for (hopper::Barrier& barrier : shared.empty) hopper::init_barrier(barrier, hopper::kComputingWarps);
+    hopper::publish_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x < hopper::kWarpgroup) {
+    hopper::release_registers<40>();
+    hopper::Loader<kDim>(p, shared).run();
+  } else {
+    hopper::claim_registers<232>();
+    hopper::Computer<kDim, kLogits>(p, shared).run();
+  }
+}
+
+/// Boxes of one piece: [dim / 64, n_head_kv * capacity, 64] of a [n_head_kv * capacity, dim] matrix, swizzled.
+CUtensorMap piece_map(const __nv_bfloat16* data, const StagedKv& kv) {
+  CUtensorMap map{};
+  if (kv.capacity == 0) return map;  // nothing is loaded
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+        "cuTensorMapEncodeTiled");
+  if (found != cudaDriverEntryPointSuccess) check(cudaErrorSymbolNotFound, "cuTensorMapEncodeTiled");
+  const auto dim = static_cast<cuuint64_t>(kv.dim);
+  const cuuint64_t size[3] = {64, static_cast<cuuint64_t>(kv.n_head_kv) * static_cast<cuuint64_t>(kv.capacity),
+                              dim / 64};
+  const cuuint64_t stride[2] = {dim * 2, 128};
+  const cuuint32_t box[3] = {64, hopper::kPiece, static_cast<cuuint32_t>(kv.dim / 64)};
+  const cuuint32_t step[3] = {1, 1, 1};
+  const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry)(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<__nv_bfloat16*>(data), size, stride, box, step,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) check(cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+  return map;
+}
+
+// Counters of tiles taken. A launch uses one and leaves it at 0; so many launches may run side by side.
+constexpr unsigned kCounters = 4096;
+__device__ int32_t n_tiles_taken[kCounters];
+
+int32_t* next_counter() {
+  static std::atomic<unsigned> n_launches = 0;
+  void* counters = nullptr;
+  check(cudaGetSymbolAddress(&counters, n_tiles_taken), "attend_hopper");
+  return static_cast<int32_t*>(counters) + n_launches++ % kCounters;
+}
+
+template <int kDim, Logits kLogits>
+void launch(const Params& params, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(hopper::Shared<kDim>);
+  const auto kernel = attend_kernel<kDim, kLogits>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attend_hopper");
+  int device = 0;
+  int n_processors = 0;
+  check(cudaGetDevice(&device), "attend_hopper");
+  check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device), "attend_hopper");
+  const int n_blocks = std::min(n_processors, params.n_tiles);
+  kernel<<<n_blocks, hopper::kThreads, kBytes, stream>>>(params);
+  check(cudaGetLastError(), "attend_hopper");
+}
+
+template <int kDim>
+void launch(const Params& params, cudaStream_t stream) {
+  if (params.softcap > 0 || params.kv.bias != nullptr || params.scale <= 0) {
+    launch<kDim, Logits::general>(params, stream);
+  } else if (params.skip != nullptr) {
+    launch<kDim, Logits::voting>(params, stream);
+  } else {
+    launch<kDim, Logits::plain>(params, stream);
+  }
+}
+
+}  // namespace
+
+void attend_hopper(const ManyRows& call) {
+  Params params{
+      .k = piece_map(call.kv.k, call.kv),
+      .v = piece_map(call.kv.v, call.kv),
+      .q = call.q,
+      .o = call.o,
+      .kv = call.kv,
+      .lists = call.lists == nullptr ? Lists{} : *call.lists,
+      .visible = call.visible,
+      .first_row = call.first_row,
+      .scale = call.scale,
+      .softcap = call.softcap,
+      .skip = call.skip,
+      .lse = call.lse,
+      .computed = call.computed,
+      .n_tiles = static_cast<int32_t>((call.q.n_rows + hopper::kTileRows - 1) / hopper::kTileRows) * call.q.n_head,
+      .n_taken = next_counter()};
+  switch (call.kv.dim) {
+    case 64:
+      return launch<64>(params, call.stream);
+    case 128:
+      return launch<128>(params, call.stream);
+    default:
+      return launch<256>(params, call.stream);
+  }
+}
+
+}  // namespace winnow::cuda

@@ -1,0 +1,55 @@
+// Many small copies at once. An eviction moves a cache slot by slot: one launch for thousands of slots.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "kernels/cuda/context.h"
+
+namespace winnow::cuda {
+
+/// One copy within GPU memory.
+struct Piece {
+  std::byte* to;
+  const std::byte* from;
+  int64_t bytes;
+};
+
+/// Launches copies that do not overlap one another. pieces: device memory.
+void copy_pieces(const Piece* pieces, int64_t n_pieces, cudaStream_t stream);
+
+/// Copies that wait to be launched together. Whoever reads or writes GPU memory in any other way flushes first.
+class Copies {
+ public:
+  explicit Copies(CudaContext& context) : context_(context) {}
+
+  /// Later copies see the results of earlier ones.
+  void add(std::byte* to, const std::byte* from, size_t bytes);
+  void flush();
+
+ private:
+  bool overlaps_written(const std::byte* at, size_t bytes) const;
+  void mark_written(const std::byte* at, size_t bytes);
+
+  CudaContext& context_;
+  std::vector<Piece> pieces_;
+  std::map<uintptr_t, uintptr_t> written_;  // begin -> end of what waiting copies write to; neighbours are joined
+};
+
+/// Host data that goes to several places in GPU memory: one upload and one launch.
+class Patches {
+ public:
+  explicit Patches(CudaContext& context) : context_(context) {}
+
+  /// `from` is host memory and stays as it is until `apply`. Bytes and addresses are multiples of 4.
+  void add(std::byte* to, const std::byte* from, size_t bytes) { pieces_.push_back({to, from, int64_t(bytes)}); }
+  void apply();
+
+ private:
+  CudaContext& context_;
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace winnow::cuda

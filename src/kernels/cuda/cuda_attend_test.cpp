@@ -1,0 +1,406 @@
+// Attention and the verbs on the GPU against ref, by Hopper's kernels and by the portable ones.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "attention/problem.h"
+#include "kernels/cuda/gpu_fixture.h"
+#include "kernels/ref/attention.h"
+
+namespace winnow {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kTolerance = 2e-2;  // 8 bits of mantissa
+
+struct Result {
+  std::vector<float> o, lse;
+  AttnCounts counts;
+};
+
+/// By plain loops, with queries rounded as the GPU's activations are.
+Result by_ref(AttnArgs args) {
+  Result result;
+  const auto n = static_cast<size_t>(args.q.n_rows * args.q.n_head);
+  std::vector<float> q(args.q.data, args.q.data + n * static_cast<size_t>(args.q.head_dim));
+  test::round_to_bf16(q);
+  result.o.resize(q.size());
+  result.lse.resize(n);
+  args.q.data = q.data();
+  args.o.data = result.o.data();
+  args.lse = result.lse.data();
+  args.counts = &result.counts;
+  ref::attend(args);
+  return result;
+}
+
+void expect_near(const Result& actual, const Result& expected) {
+  ASSERT_EQ(actual.o.size(), expected.o.size());
+  double worst = 0;
+  for (size_t i = 0; i < actual.o.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(actual.o[i]) - expected.o[i]);
+    worst = std::isnan(difference) ? kInfinity : std::max(worst, difference);
+  }
+  EXPECT_LT(worst, kTolerance);
+  for (size_t i = 0; i < actual.lse.size(); ++i) {
+    if (expected.lse[i] == -kInfinity) {
+      ASSERT_EQ(actual.lse[i], -kInfinity) << i;
+    } else {
+      ASSERT_NEAR(actual.lse[i], expected.lse[i], kTolerance * (1 + std::abs(expected.lse[i]))) << i;
+    }
+  }
+  EXPECT_EQ(actual.counts.permitted, expected.counts.permitted);
+  EXPECT_EQ(actual.counts.computed, expected.counts.computed);
+}
+
+class CudaAttend : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (gpu().device == nullptr) GTEST_SKIP() << gpu().why_not;
+  }
+  static const test::Gpu& gpu() { return test::gpu(GetParam()); }
+  static Device& device() { return *gpu().device; }
+
+  static Result by_gpu(const ProblemData& data, AttnArgs args, ProblemOn& on_gpu) {
+    const AttnArgs memory = on_gpu.args();
+    args.q = memory.q;
+    args.kv.heads = memory.kv.heads;
+    args.o = memory.o;
+    args.lse = memory.lse;
+    Result result;
+    args.counts = &result.counts;
+    // Stale values must not survive.
+    const std::vector<float> stale(static_cast<size_t>(data.args().q.n_rows * args.o.stride), 7);
+    device().upload({args.o.data, args.o.n_rows, args.o.n_head * args.o.head_dim, args.o.stride, args.o.type},
+                    stale.data());
+    device().attend(args);
+    device().sync();
+    on_gpu.download(result.o, result.lse);
+    return result;
+  }
+  static Result by_gpu(const ProblemData& data) {
+    ProblemOn on_gpu(device(), data);
+    return by_gpu(data, data.args(), on_gpu);
+  }
+
+  static void check(const std::string& text) {
+    SCOPED_TRACE(text);
+    const ProblemData data(parse_problem(text));
+    expect_near(by_gpu(data), by_ref(data.args()));
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaAttend, testing::Values("hopper", "portable"),
+                         [](const auto& kernels) { return kernels.param; });
+
+TEST_P(CudaAttend, HeadSizes) {
+  for (const int dim : {8, 16, 24, 40, 56, 64, 72, 80, 96, 120, 128, 192, 256}) {
+    check(fmt::format("prefill rows=70 dim={} heads=2 kv=1 type=f16", dim));
+    check(fmt::format("decode slots=70 dim={} heads=2 kv=1 type=bf16", dim));
+  }
+}
+
+TEST_P(CudaAttend, StorageTypes) {
+  for (const char* type : {"f32", "f16", "bf16", "q8_0"}) {
+    for (const int dim : {32, 64, 96, 128}) {
+      check(fmt::format("prefill rows=65 slots=150 dim={} type={}", dim, type));
+      check(fmt::format("decode slots=150 dim={} type={}", dim, type));
+    }
+  }
+  check("prefill rows=65 dim=64 ktype=q8_0 vtype=f16");
+  check("decode slots=65 dim=64 ktype=f32 vtype=q8_0");
+}
+
+TEST_P(CudaAttend, RowCounts) {
+  for (const int rows : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 257}) {
+    check(fmt::format("prefill rows={} dim=16 heads=3 kv=1", rows));
+    check(fmt::format("prefill rows={} slots=300 dim=16 heads=3 kv=1 window=40", rows));
+  }
+}
+
+TEST_P(CudaAttend, SlotCounts) {
+  for (const int slots : {1, 2, 63, 64, 65, 511, 512, 513, 1100, 9000}) {
+    check(fmt::format("decode slots={} dim=24 heads=4 kv=2", slots));
+  }
+}
+
+TEST_P(CudaAttend, Groups) {
+  for (int group = 1; group <= 14; ++group) {
+    check(fmt::format("prefill rows=40 dim=16 kv=2 heads={}", 2 * group));
+    check(fmt::format("decode rows={} slots=90 dim=16 kv=2 heads={}", 1 + group % 3, 2 * group));
+  }
+}
+
+/// All features at random, but for skip-softmax: its votes are cast by logits that rounding moves.
+std::string random_problem(std::mt19937& random) {
+  const auto one_of = [&random](auto... values) {
+    const std::array all{values...};
+    return all[random() % all.size()];
+  };
+  const int kv = one_of(1, 2, 3);
+  const int rows = one_of(1, 1, 2, 5, 30, 64, 100, 200);
+  return fmt::format(
+      "prefill rows={} slots={} kv={} heads={} dim={} ktype={} vtype={} density={} block_q={} block_k={} columns={} "
+      "unaligned={} shared={} window={} softcap={} bias={} holes={} seed={}",
+      rows, rows + static_cast<int>(random() % 200) * one_of(0, 1, 3), kv, kv * one_of(1, 2, 5), one_of(32, 64, 96),
+      one_of("f32", "f16", "bf16", "q8_0"), one_of("f32", "f16", "bf16", "q8_0"), one_of(1.0, 0.5, 0.1, 0.0),
+      one_of(64, 128), one_of(64, 128), one_of(0, 3, 90), one_of(0, 1), one_of(0, 1), one_of(0, 0, 1, 70, 300),
+      one_of(0, 0, 5), one_of(0, 1), one_of(0.0, 0.0, 0.3), random() % 1000);
+}
+
+TEST_P(CudaAttend, RandomProblems) {
+  std::mt19937 random(11);
+  for (int i = 0; i < 150 && !HasFailure(); ++i) check(random_problem(random));
+}
+
+TEST_P(CudaAttend, SkipSoftmaxDropsTiles) {
+  for (const char* text :
+       {"prefill rows=300 slots=900 dim=32 heads=4 kv=2 skip=0.3", "prefill rows=64 slots=900 skip=0.8",
+        "prefill rows=300 slots=900 dim=32 density=0.7 columns=100 unaligned=1 skip=0.3",
+        "decode slots=3000 heads=2 kv=2 skip=0.5", "decode slots=3000 skip=0.9",
+        "decode slots=3000 heads=4 kv=1 density=0.5 columns=70 skip=0.5",
+        "decode rows=2 slots=3000 heads=2 kv=1 skip=0.7"}) {
+    SCOPED_TRACE(text);
+    const Problem problem = parse_problem(std::string(text) + " type=bf16");
+    const ProblemData data(problem);
+    AttnArgs args = data.args();
+    // Tiles that differ in weight, as those of real keys do; random logits hardly ever let 64 rows agree.
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal(0, 3);
+    std::vector<float> bias;
+    while (static_cast<int64_t>(bias.size()) < problem.n_slots()) {
+      bias.insert(bias.end(), kVoteSlots, normal(random));
+    }
+    ProblemOn on_gpu(device(), data);
+    std::vector<KvHead> heads(args.kv.heads.begin(), args.kv.heads.end());
+    for (KvHead& head : heads) head.bias = bias.data();
+    args.kv.heads = heads;
+    const Result expected = by_ref(args);
+    std::vector<KvHead> there(on_gpu.args().kv.heads.begin(), on_gpu.args().kv.heads.end());
+    for (KvHead& head : there) head.bias = bias.data();
+    AttnArgs gpu_args = on_gpu.args();
+    gpu_args.kv.heads = there;
+    Result actual;
+    gpu_args.counts = &actual.counts;
+    device().attend(gpu_args);
+    device().sync();
+    on_gpu.download(actual.o, actual.lse);
+    expect_near(actual, expected);
+    args.skip = nullptr;
+    EXPECT_LT(expected.counts.computed, by_ref(args).counts.computed);
+  }
+}
+
+TEST_P(CudaAttend, ChunksOfRowsAreTheWhole) {
+  const ProblemData data(parse_problem("prefill rows=320 dim=32 heads=4 kv=2 density=0.5 columns=9 unaligned=1"));
+  ProblemOn on_gpu(device(), data);
+  const Result whole = by_gpu(data, data.args(), on_gpu);
+  for (const int64_t chunk : {64, 128, 256}) {
+    Result parts;
+    for (int64_t begin = 0; begin < 320; begin += chunk) {
+      AttnArgs args = on_gpu.args();
+      const int64_t n = std::min<int64_t>(chunk, 320 - begin);
+      args.q = args.q.rows(begin, n);
+      args.o = args.o.rows(begin, n);
+      args.lse += begin * args.q.n_head;
+      args.limit += begin;
+      args.first_row = begin;
+      device().attend(args);
+    }
+    on_gpu.download(parts.o, parts.lse);
+    EXPECT_EQ(parts.o, whole.o) << chunk;
+    EXPECT_EQ(parts.lse, whole.lse) << chunk;
+  }
+}
+
+TEST_P(CudaAttend, OutputMayBeTheQueriesOrTheHost) {
+  for (const char* text : {"prefill rows=200 dim=64 heads=4 kv=2", "decode slots=1000 dim=64 heads=4 kv=2"}) {
+    const ProblemData data(parse_problem(text));
+    ProblemOn on_gpu(device(), data);
+    const Result apart = by_gpu(data, data.args(), on_gpu);
+    AttnArgs args = on_gpu.args();
+    std::vector<float> o(apart.o.size());
+    AttnCounts counts;
+    args.o = {o.data(), args.q.n_rows, args.q.n_head, args.q.head_dim, int64_t{args.q.n_head} * args.q.head_dim};
+    args.lse = nullptr;
+    args.counts = &counts;
+    device().attend(args);  // float32 where the other is rounded
+    for (size_t i = 0; i < o.size(); ++i) ASSERT_NEAR(o[i], apart.o[i], 1e-2 * (1e-2 + std::abs(o[i]))) << i;
+    EXPECT_EQ(counts.computed, apart.counts.computed);
+    args.o = args.q;
+    device().attend(args);
+    const int64_t width = int64_t{args.q.n_head} * args.q.head_dim;
+    device().download(o.data(), {args.q.data, args.q.n_rows, width, args.q.stride, args.q.type});
+    EXPECT_EQ(o, apart.o) << text;
+  }
+}
+
+TEST_P(CudaAttend, FloatQueries) {
+  for (const char* text : {"prefill rows=100 dim=64 heads=4 kv=2", "decode slots=300 dim=96 heads=4 kv=2"}) {
+    const ProblemData data(parse_problem(text));
+    ProblemOn on_gpu(device(), data);
+    AttnArgs args = on_gpu.args();
+    const int64_t width = int64_t{args.q.n_head} * args.q.head_dim;
+    const Scratch q = device().scratch(args.q.n_rows, width);
+    device().upload(q, data.args().q.data);
+    args.q = q->heads(args.q.head_dim);
+    Result result;
+    args.counts = &result.counts;
+    device().attend(args);
+    device().sync();
+    on_gpu.download(result.o, result.lse);
+    expect_near(result, by_ref(data.args()));
+  }
+}
+
+TEST_P(CudaAttend, RowsThatSeeNothingAreZero) {
+  for (const int rows : {1, 3, 100}) {
+    const ProblemData data(parse_problem(fmt::format("prefill rows={} dim=64 heads=4 kv=2", rows)));
+    ProblemOn on_gpu(device(), data);
+    AttnArgs args = data.args();
+    const std::vector<int32_t> limit(static_cast<size_t>(rows), -1);
+    args.limit = limit.data();
+    const Result result = by_gpu(data, args, on_gpu);
+    EXPECT_EQ(result.o, std::vector<float>(result.o.size(), 0.0F));
+    EXPECT_EQ(result.lse, std::vector<float>(result.lse.size(), -kInfinity));
+    EXPECT_EQ(result.counts.permitted, 0);
+  }
+}
+
+TEST_P(CudaAttend, LargeLogitsStayFinite) {
+  for (const char* text : {"prefill rows=100 dim=64 heads=2 kv=1", "decode slots=700 dim=64 heads=2 kv=1"}) {
+    const ProblemData data(parse_problem(text));
+    ProblemOn on_gpu(device(), data);
+    AttnArgs args = data.args();
+    args.scale = 300;  // logits in the thousands: one key wins
+    for (const float x : by_gpu(data, args, on_gpu).o) ASSERT_TRUE(std::isfinite(x)) << text;
+  }
+}
+
+TEST_P(CudaAttend, CountsAddUpUntilSync) {
+  const ProblemData data(parse_problem("prefill rows=100 dim=32 heads=4 kv=2 density=0.5"));
+  ProblemOn on_gpu(device(), data);
+  const Result expected = by_ref(data.args());
+  std::array<AttnCounts, 3> counts;
+  for (int i = 0; i < 9; ++i) {
+    AttnArgs args = on_gpu.args();
+    args.counts = &counts[static_cast<size_t>(i % 3)];
+    device().attend(args);
+  }
+  device().sync();
+  for (const AttnCounts& sum : counts) {
+    EXPECT_EQ(sum.permitted, 3 * expected.counts.permitted);
+    EXPECT_EQ(sum.computed, 3 * expected.counts.computed);
+  }
+}
+
+class CudaVerbs : public test::GpuTest {
+ protected:
+  static void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance) {
+    ASSERT_EQ(actual.size(), expected.size());
+    for (size_t i = 0; i < actual.size(); ++i) ASSERT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
+  }
+  /// data's queries rounded as the GPU's are.
+  static std::vector<float> rounded_q(const ProblemData& data) {
+    const HeadsView& q = data.args().q;
+    std::vector<float> values(q.data, q.data + q.n_rows * q.stride);
+    test::round_to_bf16(values);
+    return values;
+  }
+};
+
+TEST_F(CudaVerbs, ScoreWindow) {
+  for (const char* text :
+       {"prefill rows=64 slots=500 dim=64 heads=4 kv=2", "prefill rows=5 slots=99 dim=40 heads=2 kv=1",
+        "prefill rows=9 slots=130 dim=64 window=30 softcap=3 bias=1 holes=0.3 type=q8_0",
+        "prefill rows=100 slots=1000 dim=128 heads=2 kv=2 type=f32"}) {
+    SCOPED_TRACE(text);
+    const ProblemData data(parse_problem(text));
+    ProblemOn on_gpu(device(), data);
+    std::vector<float> q = rounded_q(data), actual, expected;
+    AttnArgs args = data.args();
+    args.q.data = q.data();
+    const AttnArgs there = on_gpu.args();
+    for (const int32_t head : {0, args.q.n_head - 1}) {
+      device().score_window({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, actual);
+      ref::score_window({args.q, args.kv, args.limit, args.scale, args.softcap, args.window}, head, expected);
+      expect_near(actual, expected, 1e-5);
+    }
+  }
+}
+
+TEST_F(CudaVerbs, PoolsFromSeveralThreads) {
+  for (const char* text :
+       {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill rows=200 dim=40 heads=2 kv=2 type=bf16"}) {
+    const ProblemData data(parse_problem(text));
+    ProblemOn on_gpu(device(), data);
+    std::vector<float> q = rounded_q(data);
+    AttnArgs args = data.args();
+    args.q.data = q.data();
+    const AttnArgs there = on_gpu.args();
+    for (const int32_t block : {16, 64, 128}) {
+      std::array<std::vector<float>, 20> keys, queries;
+      device().for_each(20, [&](int64_t i, int) {
+        device().pool_keys(there.kv, static_cast<int32_t>(i % 2), block, keys[static_cast<size_t>(i)]);
+        device().pool_queries(there.q, static_cast<int32_t>(i % 2), block, queries[static_cast<size_t>(i)]);
+      });
+      for (size_t i = 0; i < 20; ++i) {
+        std::vector<float> expected;
+        ref::pool_keys(args.kv, static_cast<int32_t>(i % 2), block, expected);
+        expect_near(keys[i], expected, 1e-5);
+        ref::pool_queries(args.q, static_cast<int32_t>(i % 2), block, expected);
+        expect_near(queries[i], expected, 1e-5);
+      }
+    }
+  }
+}
+
+TEST_F(CudaVerbs, ScoreBlocks) {
+  for (const int32_t dim : {40, 64, 128}) {
+    const auto a = test::random_values(static_cast<size_t>(7 * dim), 1);
+    const auto b = test::random_values(static_cast<size_t>(130 * dim), 2);
+    std::vector<float> actual, expected;
+    device().score_blocks(a, b, dim, 0.5F, actual);
+    ref::score_blocks(a, b, dim, 0.5F, expected);
+    expect_near(actual, expected, 1e-4);
+  }
+}
+
+TEST_F(CudaVerbs, MergeEqualsRef) {
+  constexpr int64_t kRows = 20, kHeads = 3, kDim = 16;
+  const auto size = static_cast<size_t>(kRows * kHeads * kDim);
+  std::vector<float> o[2] = {test::random_values(size, 1), test::random_values(size, 2)};
+  std::vector<float> lse[2] = {test::random_values(kRows * kHeads, 3), test::random_values(kRows * kHeads, 4)};
+  lse[0][3] = lse[1][4] = lse[0][5] = lse[1][5] = -kInfinity;
+  Scratch o_there[2], lse_there[2];
+  for (int i = 0; i < 2; ++i) {
+    o_there[i] = device().scratch(kRows, kHeads * kDim);
+    lse_there[i] = device().scratch(1, kRows * kHeads);
+    device().upload(o_there[i], o[i].data());
+    device().upload(lse_there[i], lse[i].data());
+  }
+  device().merge(o_there[0]->heads(kDim), lse_there[0]->data, {o_there[1]->heads(kDim), lse_there[1]->data}, 0.7F);
+  const auto view = [](std::vector<float>& values) {
+    return HeadsView{values.data(), kRows, kHeads, kDim, kHeads * kDim};
+  };
+  ref::merge(view(o[0]), lse[0].data(), {view(o[1]), lse[1].data()}, 0.7F);
+  std::vector<float> got(size);
+  device().download(got.data(), o_there[0]);
+  expect_near(got, o[0], 1e-5);
+  got.resize(lse[0].size());
+  device().download(got.data(), lse_there[0]);
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (lse[0][i] == -kInfinity) {
+      EXPECT_EQ(got[i], -kInfinity);
+    } else {
+      EXPECT_NEAR(got[i], lse[0][i], 1e-5);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace winnow

@@ -1,0 +1,128 @@
+// An NVIDIA GPU of compute capability 8.0 or later. All work goes down one stream and the host never waits for it
+// inside a layer. Activations are bf16, the residual stream and logits float32; weights stay on the GPU as bf16 after
+// their first use; counts of attention reach their structs at the next sync.
+#pragma once
+
+#include <mutex>
+#include <string>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/copies.h"
+#include "kernels/cuda/counters.h"
+#include "kernels/cuda/lines.h"
+#include "kernels/cuda/products.h"
+#include "kernels/cuda/tables.h"
+
+namespace winnow::cuda {
+
+class CudaDevice final : public Device {
+ public:
+  /// n_threads: of the host, for decoding weights and for methods. Throws Error where there is no GPU that serves.
+  explicit CudaDevice(int n_threads);
+  ~CudaDevice() override;
+
+  std::string_view name() const override { return "cuda"; }
+  int n_threads() const override { return pool_.size(); }
+  std::string description() const override;
+  double peak_gflops() override;
+  RowsAtOnce rows_at_once() const override { return {.product = 8192, .attend = int64_t{1} << 20}; }
+
+  Scratch scratch(int64_t rows, int64_t cols) override { return matrix(rows, cols, Type::f32); }
+  Scratch activations(int64_t rows, int64_t cols) override { return matrix(rows, cols, Type::bf16); }
+  void upload(Mat to, const float* from) override;
+  void download(float* to, Mat from) override;
+  std::shared_ptr<std::byte> allocate(size_t bytes) override { return gpu_memory_.block(bytes); }
+  void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) override;
+  void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) override;
+  void sync() override;
+
+  std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
+  void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
+  void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
+
+  void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
+  void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
+  void rms_norm_heads(HeadsView x, const float* weight, float eps) override;
+  void rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) override;
+  void gated(Mat gate, Mat up, Gate kind, Mat y) override;
+  void add(Mat x, Mat y) override;
+  void add_bias(Mat x, const float* bias) override;
+  void scale_softcap(Mat x, float softcap) override;
+  void gather_rows(Mat from, std::span<const int32_t> rows, Mat to) override;
+
+  void store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, std::span<const KvTarget> target) override;
+  void load_slot(const std::byte* block, Type type, int32_t head_dim, int32_t slot, float* values) override;
+  void store_slot(std::byte* block, Type type, int32_t head_dim, int32_t slot, const float* values) override;
+
+  void attend(const AttnArgs& args) override;
+  void merge(HeadsView into, float* into_lse, const Partial& from, float gain) override;
+  void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) override;
+  void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) override;
+  void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
+  void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
+                    std::vector<float>& scores) override;
+  Selection select_lines(const LineArgs& args) override;
+  Selection on_host(const Selection& selection) override;
+  void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
+    pool_.parallel_for(n_items, work);
+  }
+
+ private:
+  /// One attention call's tables, in GPU memory.
+  struct Call;
+  /// The stream, made before and destroyed after everything that uses it.
+  struct Stream {
+    Stream();
+    ~Stream() { cudaStreamDestroy(stream); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+    cudaStream_t stream = nullptr;
+  };
+
+  /// What `staged` made last, until something is written to a cache.
+  struct Staged {
+    std::vector<KvHead> heads;  // of which view; empty: nothing
+    std::shared_ptr<std::byte> k, v;
+    StagedKv kv;
+  };
+  /// The rows that lists are laid for; visible [n_head / group, n_rows].
+  struct LineRows {
+    const int2* visible;
+    int64_t n_rows;
+    int32_t n_head, group;
+  };
+
+  Scratch matrix(int64_t rows, int64_t cols, Type type);
+  const int32_t* on_gpu(std::span<const int32_t> values) { return tables_.put(values); }
+  /// Before anything reads or writes GPU memory: waiting copies are launched.
+  std::unique_lock<std::recursive_mutex> begin();
+  void attend_to_host(const AttnArgs& args);
+  /// Slots that rows of these limits see. -> int2 [n_head_kv, n_rows]; `permitted` may be null.
+  std::shared_ptr<std::byte> visible_rows(const DeviceKv& kv, std::span<const int32_t> limit, int32_t window,
+                                          unsigned long long* permitted, int32_t group);
+  /// K and V as the kernels for many rows read them; made once for all that ask before the cache changes.
+  StagedKv staged(const KvView& view, const DeviceKv& kv);
+  Selection lay(const ChosenLines& chosen, const LineRows& rows);
+  std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
+  void attend_few_rows(const AttnArgs& args, const Call& call);
+  void attend_many_rows(const AttnArgs& args, const Call& call);
+  std::vector<float> download_floats(const std::byte* from, size_t n);
+
+  cudaDeviceProp properties_;
+  Stream stream_;
+  ThreadPool pool_;
+  DeviceMemory gpu_memory_;
+  Transfers transfers_;
+  CudaContext context_;
+  Tables tables_;
+  Parameters parameters_;
+  KvTables kv_tables_;
+  Copies copies_;
+  Counters counters_;
+  Products products_;
+  Staged staged_;
+  bool hopper_ = false;
+  std::recursive_mutex mutex_;  // verbs come from several threads of the host
+};
+
+}  // namespace winnow::cuda

@@ -1,0 +1,148 @@
+#include "kernels/cuda/gemv.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/vec_inl.h"
+
+namespace winnow::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kOutputs = 4;              // of one group of warps, each lane
+constexpr int64_t kStep = 32 * 8;        // values of a row that a warp reads at once
+constexpr int kWarpsWanted = 24;         // on a multiprocessor, to keep enough reads under way
+constexpr int64_t kLeastInputs = kStep;  // of a warp
+
+__device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float value) {
+  const int64_t at = row * part.y_stride + out;
+  if (part.y_type == Type::f32) {
+    static_cast<float*>(part.y)[at] = value;
+  } else {
+    static_cast<bf16*>(part.y)[at] = __float2bfloat16_rn(value);
+  }
+}
+
+/// kSplit warps share kOutputs outputs, each with its share of the inputs, taken in turns of kStep.
+template <int kRows, int kSplit>
+__global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const Gemv call) {
+  constexpr int kGroups = kWarps / kSplit;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  int64_t group = static_cast<int64_t>(blockIdx.x) * kGroups + warp / kSplit;
+  int which = 0;
+  while (which + 1 < call.n_parts && group >= (call.part[which].n_out + kOutputs - 1) / kOutputs) {
+    group -= (call.part[which].n_out + kOutputs - 1) / kOutputs;
+    ++which;
+  }
+  const Gemv::Part& part = call.part[which];
+  const int64_t first = group * kOutputs;
+  float sum[kRows][kOutputs] = {};
+  if (first < part.n_out) {
+    const bf16* w[kOutputs];
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) w[j] = part.w + min(first + j, part.n_out - 1) * part.ld;
+#pragma unroll 2
+    for (int64_t k = (warp % kSplit) * kStep + 8 * lane; k < call.n_in; k += kSplit * kStep) {
+      uint4 words[kOutputs];
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
+      float x[kRows][8];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) load_some(call.x + r * call.x_stride + k, call.n_in - k, true, x[r]);
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        float v[8];
+        unpack8(words[j], v);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) sum[r][j] = fmaf(v[i], x[r][i], sum[r][j]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) sum[r][j] = warp_sum(sum[r][j]);
+  }
+  if constexpr (kSplit > 1) {
+    __shared__ float partial[kWarps][kRows * kOutputs];
+    if (lane == 0) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kOutputs; ++j) partial[warp][r * kOutputs + j] = sum[r][j];
+      }
+    }
+    __syncthreads();
+    if (warp % kSplit != 0 || lane >= kRows * kOutputs) return;
+    float total = 0;
+#pragma unroll
+    for (int s = 0; s < kSplit; ++s) total += partial[warp + s][lane];
+    if (first + lane % kOutputs < part.n_out) write(part, lane / kOutputs, first + lane % kOutputs, total);
+  } else if (lane == 0) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        if (first + j < part.n_out) write(part, r, first + j, sum[r][j]);
+      }
+    }
+  }
+}
+
+template <int kRows>
+void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
+  int64_t n_groups = 0;
+  for (int i = 0; i < call.n_parts; ++i) n_groups += (call.part[i].n_out + kOutputs - 1) / kOutputs;
+  int split = 1;
+  while (split < kWarps && n_groups * split < int64_t{kWarpsWanted} * n_sm && call.n_in > split * kLeastInputs) {
+    split *= 2;
+  }
+  const int64_t groups_a_block = kWarps / split;
+  const auto n_blocks = static_cast<unsigned>((n_groups + groups_a_block - 1) / groups_a_block);
+  constexpr unsigned kThreads = 32 * kWarps;
+  if (split == 1) {
+    gemv_kernel<kRows, 1><<<n_blocks, kThreads, 0, stream>>>(call);
+  } else if (split == 2) {
+    gemv_kernel<kRows, 2><<<n_blocks, kThreads, 0, stream>>>(call);
+  } else if (split == 4) {
+    gemv_kernel<kRows, 4><<<n_blocks, kThreads, 0, stream>>>(call);
+  } else {
+    gemv_kernel<kRows, 8><<<n_blocks, kThreads, 0, stream>>>(call);
+  }
+}
+
+}  // namespace
+
+void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
+  switch (call.n_rows) {
+    case 1:
+      launch<1>(call, n_sm, stream);
+      break;
+    case 2:
+      launch<2>(call, n_sm, stream);
+      break;
+    case 3:
+      launch<3>(call, n_sm, stream);
+      break;
+    case 4:
+      launch<4>(call, n_sm, stream);
+      break;
+    case 5:
+      launch<5>(call, n_sm, stream);
+      break;
+    case 6:
+      launch<6>(call, n_sm, stream);
+      break;
+    case 7:
+      launch<7>(call, n_sm, stream);
+      break;
+    default:
+      launch<8>(call, n_sm, stream);
+  }
+  check(cudaGetLastError(), "launching a product");
+}
+
+}  // namespace winnow::cuda

@@ -1,0 +1,37 @@
+// Products of a few rows with bf16 weights, bound by reading the weights.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "base/types.h"
+
+namespace winnow::cuda {
+
+constexpr int kMostGemvRows = 8;
+constexpr int kMostGemvWeights = 4;
+
+/// y = x W^T for up to kMostGemvWeights weights of the same x. All pointers are GPU memory.
+struct Gemv {
+  struct Part {
+    const __nv_bfloat16* w = nullptr;  // [n_out, n_in], rows `ld` values apart; 0 from n_in to ld, a multiple of 8
+    int64_t ld = 0;
+    int64_t n_out = 0;
+    void* y = nullptr;  // [n_rows, n_out]
+    int64_t y_stride = 0;
+    Type y_type = Type::bf16;
+  };
+  Part part[kMostGemvWeights];
+  int n_parts = 0;
+  const __nv_bfloat16* x = nullptr;  // [n_rows, n_in], rows on 16-byte boundaries
+  int64_t x_stride = 0;
+  int64_t n_in = 0;
+  int n_rows = 0;  // 1 to kMostGemvRows
+};
+
+/// Sums of a row do not depend on how many rows there are. n_sm: multiprocessors.
+void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream);
+
+}  // namespace winnow::cuda

@@ -1,0 +1,67 @@
+// GPU memory: buffers that are used again, and cache blocks cut from slabs. One stream does all the work of a device,
+// so memory that was given back may be handed out at once: what is launched later also runs later.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/memory.h"
+
+namespace winnow::cuda {
+
+/// Must outlive what it lends. Buffers are counted as long as the pool holds them, cache blocks while they are lent.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(MemoryMeter* meter) : meter_(meter) {}
+  ~DeviceMemory();
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  /// At least `bytes`, 256-byte aligned, contents undefined. Throws Error where the GPU has not enough.
+  std::shared_ptr<std::byte> lend(size_t bytes);
+  /// The same for one of very many small pieces: a cache block.
+  std::shared_ptr<std::byte> block(size_t bytes);
+
+  /// While blocks are held back, those that come home are not lent again: copies that are not yet launched read them.
+  void hold_back_blocks();
+  void let_go_of_blocks();
+
+ private:
+  struct Slab {
+    std::byte* base = nullptr;
+    size_t bytes = 0;
+    uint32_t n_blocks = 0;
+    std::vector<uint32_t> free;  // numbers of blocks
+  };
+  struct BlockPool {
+    size_t block_bytes = 0;
+    std::vector<std::unique_ptr<Slab>> slabs;
+    std::vector<Slab*> with_room;
+    size_t held = 0;  // bytes of all slabs
+  };
+  struct Home {  // of a block
+    BlockPool* pool;
+    Slab* slab;
+    uint32_t number;
+  };
+
+  std::byte* allocate(size_t bytes);
+  size_t trim();
+  void take_back(std::byte* data, size_t bytes);
+  void add_slab(BlockPool& pool);
+  void come_home(const Home& home);
+  void put_back(const Home& home);
+
+  MemoryMeter* meter_;
+  std::mutex mutex_;
+  std::map<size_t, std::vector<std::byte*>> idle_;  // by size
+  size_t idle_bytes_ = 0;
+  std::map<size_t, BlockPool> pools_;  // by size of a block
+  bool holding_ = false;
+  std::vector<Home> held_back_;
+};
+
+}  // namespace winnow::cuda

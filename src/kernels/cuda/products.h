@@ -1,0 +1,69 @@
+// Products with weights that stay on the GPU as bf16 after their first use.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+
+#include <map>
+#include <span>
+#include <tuple>
+#include <unordered_map>
+
+#include "attention/device.h"
+#include "kernels/cuda/context.h"
+
+namespace winnow::cuda {
+
+/// A weight on the GPU: [n_out, n_in] in bf16, rows `ld` values apart, zeros from n_in on.
+struct ResidentWeight {
+  const __nv_bfloat16* data = nullptr;
+  int64_t ld = 0;
+};
+
+class Products {
+ public:
+  explicit Products(CudaContext& context);
+  ~Products();
+  Products(const Products&) = delete;
+  Products& operator=(const Products&) = delete;
+
+  /// Decoded on the host's threads and copied where it is not on the GPU yet.
+  ResidentWeight resident(const Weight& weight);
+  /// y_i = x W_i^T; x [rows, n_in] and the ys float or bf16, any number of rows.
+  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
+  /// TFLOP/s of a large product in bf16 by cuBLAS.
+  double peak_tflops();
+
+ private:
+  /// A weight's file bytes at both ends tell another tensor at an address that is used again.
+  struct Entry {
+    Type type;
+    int64_t n_out, n_in;
+    std::vector<std::byte> ends;
+    ResidentWeight weight;
+    std::shared_ptr<std::byte> memory;
+  };
+  struct Plan {
+    cublasLtMatmulDesc_t operation = nullptr;
+    cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+    cublasLtMatmulAlgo_t algo{};
+  };
+  struct Shape {
+    int64_t n_out, n_in, rows, w_ld, x_ld, y_ld;
+    Type y_type;
+    auto operator<=>(const Shape&) const = default;
+  };
+
+  void copy_in(const Weight& weight, __nv_bfloat16* to, int64_t ld);
+  Plan make_plan(const Shape& shape);
+  void gemm(const ResidentWeight& w, const Shape& shape, const void* x, void* y);
+  void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
+
+  CudaContext& context_;
+  cublasLtHandle_t handle_ = nullptr;
+  std::shared_ptr<std::byte> workspace_;
+  std::unordered_map<const std::byte*, Entry> entries_;
+  std::map<Shape, Plan> plans_;
+};
+
+}  // namespace winnow::cuda

@@ -1,0 +1,328 @@
+// All of these are bound by memory: each thread takes eight neighbouring values.
+#include "kernels/cuda/row_ops.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/vec_inl.h"
+
+namespace winnow::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+/// A matrix as kernels see it.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  bool wide;
+
+  explicit Rows(const Mat& mat)
+      : data(reinterpret_cast<T*>(mat.data)), stride(mat.stride), wide(cuda::wide(data, mat.stride)) {}
+  __device__ void load(int64_t row, int64_t col, int64_t cols, float (&v)[8]) const {
+    load_some(data + row * stride + col, cols - col, wide, v);
+  }
+  __device__ void store(int64_t row, int64_t col, int64_t cols, const float (&v)[8]) const {
+    store_some(data + row * stride + col, cols - col, wide, v);
+  }
+};
+
+/// Threads over a matrix: x along the row, eight values each, y along rows.
+struct Grid {
+  dim3 blocks, threads;
+
+  Grid(int64_t rows, int64_t cols) {
+    const int64_t chunks = std::max<int64_t>((cols + 7) / 8, 1);
+    unsigned along = 1;
+    while (along < chunks && along < kThreads) along *= 2;
+    threads = dim3(along, kThreads / along);
+    blocks = dim3(static_cast<unsigned>((rows + threads.y - 1) / threads.y),
+                  static_cast<unsigned>((chunks + along - 1) / along));
+  }
+};
+__device__ int64_t grid_row() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+}
+__device__ int64_t grid_col() {
+  return 8 * (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x);
+}
+
+void launched(const char* what) {
+  check(cudaGetLastError(), what);
+}
+
+template <typename From, typename To>
+__global__ void copy_rows_kernel(Rows<From> from, const int32_t* rows, float scale, Rows<To> to, int64_t n_rows,
+                                 int64_t cols) {
+  const int64_t row = grid_row(), col = grid_col();
+  if (row >= n_rows || col >= cols) return;
+  float v[8];
+  from.load(rows == nullptr ? row : rows[row], col, cols, v);
+#pragma unroll
+  for (float& x : v) x *= scale;
+  to.store(row, col, cols, v);
+}
+
+__device__ float block_sum(float x) {
+  __shared__ float partial[32];
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  x = warp_sum(x);
+  if (lane == 0) partial[warp] = x;
+  __syncthreads();
+  x = lane < blockDim.x / 32 ? partial[lane] : 0.0F;
+  return warp_sum(x);
+}
+
+/// One block for each row; the second reading of the row comes from the cache.
+template <typename X, typename Y>
+__global__ void rms_norm_kernel(Rows<X> x, const float* weight, float eps, Rows<Y> y, int64_t cols) {
+  const int64_t row = blockIdx.x;
+  float sum = 0;
+  for (int64_t col = 8 * static_cast<int64_t>(threadIdx.x); col < cols; col += 8 * blockDim.x) {
+    float v[8];
+    x.load(row, col, cols, v);
+#pragma unroll
+    for (const float value : v) sum += value * value;
+  }
+  const float scale = 1 / sqrtf(block_sum(sum) / static_cast<float>(cols) + eps);
+  for (int64_t col = 8 * static_cast<int64_t>(threadIdx.x); col < cols; col += 8 * blockDim.x) {
+    float v[8], w[8];
+    x.load(row, col, cols, v);
+    load_some(weight + col, cols - col, true, w);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = v[i] * scale * w[i];
+    y.store(row, col, cols, v);
+  }
+}
+
+/// One warp for each head of each row.
+template <typename T>
+__global__ void rms_norm_heads_kernel(T* data, int64_t stride, int64_t n_rows, int32_t n_head, int32_t head_dim,
+                                      const float* weight, float eps, bool is_wide) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (item >= n_rows * n_head) return;
+  T* head = data + item / n_head * stride + item % n_head * head_dim;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  float sum = 0;
+  for (int col = 8 * lane; col < head_dim; col += 256) {
+    float v[8];
+    load_some(head + col, head_dim - col, is_wide, v);
+#pragma unroll
+    for (const float value : v) sum += value * value;
+  }
+  const float scale = 1 / sqrtf(warp_sum(sum) / static_cast<float>(head_dim) + eps);
+  for (int col = 8 * lane; col < head_dim; col += 256) {
+    float v[8], w[8];
+    load_some(head + col, head_dim - col, is_wide, v);
+    load_some(weight + col, head_dim - col, true, w);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = v[i] * scale * w[i];
+    store_some(head + col, head_dim - col, is_wide, v);
+  }
+}
+
+/// Sine and cosine of position * frequency, whole turns taken away in double: positions go beyond 2^20.
+__device__ float2 turn_of(int32_t position, float frequency, float magnitude) {
+  constexpr double kTurn = 1 / 6.283185307179586476925;
+  const double turns = static_cast<double>(position) * static_cast<double>(frequency) * kTurn;
+  float sine, cosine;
+  sincospif(static_cast<float>(2 * (turns - rint(turns))), &sine, &cosine);
+  return {cosine * magnitude, sine * magnitude};
+}
+
+struct RopeCall {
+  int64_t stride;
+  int32_t n_head, head_dim, half;
+  bool neox;
+  float magnitude;
+  const float* frequency;
+  const int32_t* position;
+};
+
+/// One block for each row: the row's turns once, then all heads.
+template <typename T>
+__global__ void rope_kernel(T* data, RopeCall call) {
+  extern __shared__ float2 turns[];  // [half]
+  const int64_t row = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < call.half; i += static_cast<int>(blockDim.x)) {
+    turns[i] = turn_of(call.position[row], call.frequency[i], call.magnitude);
+  }
+  __syncthreads();
+  const int n = call.n_head * call.half;
+  for (int item = static_cast<int>(threadIdx.x); item < n; item += static_cast<int>(blockDim.x)) {
+    const int i = item % call.half;
+    T* head = data + row * call.stride + static_cast<int64_t>(item / call.half) * call.head_dim;
+    T& first = head[call.neox ? i : 2 * i];
+    T& second = head[call.neox ? i + call.half : 2 * i + 1];
+    const float a = to_float(first), b = to_float(second);
+    first = from_float<T>(a * turns[i].x - b * turns[i].y);
+    second = from_float<T>(a * turns[i].y + b * turns[i].x);
+  }
+}
+
+template <Gate kind>
+__device__ float activate(float x) {
+  if constexpr (kind == Gate::silu) return x / (1 + expf(-x));
+  constexpr float kRoot = 0.7978845608F;  // sqrt(2 / pi)
+  return 0.5F * x * (1 + tanhf(kRoot * (x + 0.044715F * x * x * x)));
+}
+
+template <Gate kind, typename G, typename U, typename Y>
+__global__ void gated_kernel(Rows<G> gate, Rows<U> up, Rows<Y> y, int64_t n_rows, int64_t cols) {
+  const int64_t row = grid_row(), col = grid_col();
+  if (row >= n_rows || col >= cols) return;
+  float g[8], u[8];
+  gate.load(row, col, cols, g);
+  up.load(row, col, cols, u);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) g[i] = activate<kind>(g[i]) * u[i];
+  y.store(row, col, cols, g);
+}
+
+template <typename X, typename Y>
+__global__ void add_kernel(Rows<X> x, Rows<Y> y, int64_t n_rows, int64_t cols) {
+  const int64_t row = grid_row(), col = grid_col();
+  if (row >= n_rows || col >= cols) return;
+  float a[8], b[8];
+  x.load(row, col, cols, a);
+  y.load(row, col, cols, b);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a[i] += b[i];
+  x.store(row, col, cols, a);
+}
+
+template <typename X>
+__global__ void add_bias_kernel(Rows<X> x, const float* bias, int64_t n_rows, int64_t cols) {
+  const int64_t row = grid_row(), col = grid_col();
+  if (row >= n_rows || col >= cols) return;
+  float a[8], b[8];
+  x.load(row, col, cols, a);
+  load_some(bias + col, cols - col, true, b);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a[i] += b[i];
+  x.store(row, col, cols, a);
+}
+
+template <typename X>
+__global__ void softcap_kernel(Rows<X> x, float softcap, int64_t n_rows, int64_t cols) {
+  const int64_t row = grid_row(), col = grid_col();
+  if (row >= n_rows || col >= cols) return;
+  float a[8];
+  x.load(row, col, cols, a);
+#pragma unroll
+  for (float& value : a) value = softcap * tanhf(value / softcap);
+  x.store(row, col, cols, a);
+}
+
+}  // namespace
+
+void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, cudaStream_t stream) {
+  if (to.rows == 0) return;
+  const Grid grid(to.rows, to.cols);
+  with_type(from.type, [&](auto* f) {
+    with_type(to.type, [&](auto* t) {
+      using From = std::remove_pointer_t<decltype(f)>;
+      using To = std::remove_pointer_t<decltype(t)>;
+      copy_rows_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<From>(from), rows, scale, Rows<To>(to), to.rows,
+                                                                 to.cols);
+    });
+  });
+  launched("launching a copy of rows");
+}
+
+void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  // Few rows: more threads each, since nothing else fills the machine.
+  const unsigned threads = x.rows < 256 ? 1024 : kThreads;
+  with_type(x.type, [&](auto* a) {
+    with_type(y.type, [&](auto* b) {
+      using X = std::remove_pointer_t<decltype(a)>;
+      using Y = std::remove_pointer_t<decltype(b)>;
+      rms_norm_kernel<<<static_cast<unsigned>(x.rows), threads, 0, stream>>>(Rows<X>(x), weight, eps, Rows<Y>(y),
+                                                                             x.cols);
+    });
+  });
+  launched("launching rms_norm");
+}
+
+void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t stream) {
+  if (x.n_rows == 0) return;
+  constexpr int64_t kWarps = kThreads / 32;
+  const auto n_blocks = static_cast<unsigned>((x.n_rows * x.n_head + kWarps - 1) / kWarps);
+  with_type(x.type, [&](auto* tag) {
+    auto* data = reinterpret_cast<decltype(tag)>(x.data);
+    const bool is_wide = wide(data, x.stride) && wide(data, x.head_dim);
+    rms_norm_heads_kernel<<<n_blocks, kThreads, 0, stream>>>(data, x.stride, x.n_rows, x.n_head, x.head_dim, weight,
+                                                             eps, is_wide);
+  });
+  launched("launching rms_norm_heads");
+}
+
+void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream_t stream) {
+  if (x.n_rows == 0) return;
+  const RopeCall call = {x.stride,  x.n_head,       args.head_dim,  args.n_rot / 2,
+                         args.neox, args.magnitude, args.frequency, position};
+  const size_t shared = static_cast<size_t>(call.half) * sizeof(float2);
+  with_type(x.type, [&](auto* tag) {
+    auto* data = reinterpret_cast<decltype(tag)>(x.data);
+    rope_kernel<<<static_cast<unsigned>(x.n_rows), kThreads, shared, stream>>>(data, call);
+  });
+  launched("launching rope");
+}
+
+void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream) {
+  if (gate.rows == 0) return;
+  const Grid grid(gate.rows, gate.cols);
+  const auto launch = [&](auto* g, auto* u, auto* o) {
+    using G = std::remove_pointer_t<decltype(g)>;
+    using U = std::remove_pointer_t<decltype(u)>;
+    using Y = std::remove_pointer_t<decltype(o)>;
+    if (kind == Gate::silu) {
+      gated_kernel<Gate::silu>
+          <<<grid.blocks, grid.threads, 0, stream>>>(Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
+    } else {
+      gated_kernel<Gate::gelu_tanh>
+          <<<grid.blocks, grid.threads, 0, stream>>>(Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
+    }
+  };
+  with_type(gate.type, [&](auto* g) {
+    with_type(up.type, [&](auto* u) { with_type(y.type, [&](auto* o) { launch(g, u, o); }); });
+  });
+  launched("launching a gate");
+}
+
+void add(Mat x, Mat y, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  const Grid grid(x.rows, x.cols);
+  with_type(x.type, [&](auto* a) {
+    with_type(y.type, [&](auto* b) {
+      using X = std::remove_pointer_t<decltype(a)>;
+      using Y = std::remove_pointer_t<decltype(b)>;
+      add_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), Rows<Y>(y), x.rows, x.cols);
+    });
+  });
+  launched("launching a sum");
+}
+
+void add_bias(Mat x, const float* bias, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  const Grid grid(x.rows, x.cols);
+  with_type(x.type, [&](auto* a) {
+    using X = std::remove_pointer_t<decltype(a)>;
+    add_bias_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), bias, x.rows, x.cols);
+  });
+  launched("launching a sum");
+}
+
+void scale_softcap(Mat x, float softcap, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  const Grid grid(x.rows, x.cols);
+  with_type(x.type, [&](auto* a) {
+    using X = std::remove_pointer_t<decltype(a)>;
+    softcap_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), softcap, x.rows, x.cols);
+  });
+  launched("launching a softcap");
+}
+
+}  // namespace winnow::cuda

@@ -1,0 +1,75 @@
+#include "kernels/cuda/transfers.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "kernels/cuda/check.h"
+
+namespace winnow::cuda {
+
+Transfers::Transfers(cudaStream_t stream) : stream_(stream) {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, kPieces * kPiece), "allocating pinned memory");
+  ring_ = static_cast<std::byte*>(memory);
+  check(cudaMallocHost(&memory, 2 * kPiece), "allocating pinned memory");
+  down_ = static_cast<std::byte*>(memory);
+  for (cudaEvent_t& event : done_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  for (cudaEvent_t& event : arrived_) {
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  }
+}
+
+Transfers::~Transfers() {
+  for (const cudaEvent_t event : done_) cudaEventDestroy(event);
+  for (const cudaEvent_t event : arrived_) cudaEventDestroy(event);
+  cudaFreeHost(ring_);
+  cudaFreeHost(down_);
+}
+
+std::byte* Transfers::stage(size_t bytes) {
+  constexpr size_t kAlignment = 16;
+  WINNOW_ASSERT(bytes <= kPiece);
+  filled_ = (filled_ + kAlignment - 1) / kAlignment * kAlignment;
+  if (filled_ + bytes > kPiece) {
+    check(cudaEventRecord(done_[piece_], stream_), "recording an event");
+    piece_ = (piece_ + 1) % kPieces;
+    filled_ = 0;
+    check(cudaEventSynchronize(done_[piece_]), "waiting for a copy");
+  }
+  std::byte* staged = ring_ + piece_ * kPiece + filled_;
+  filled_ += bytes;
+  return staged;
+}
+
+void Transfers::upload_staged(void* to, const std::byte* staged, size_t bytes) {
+  check(cudaMemcpyAsync(to, staged, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+}
+
+void Transfers::upload(void* to, const void* from, size_t bytes) {
+  for (size_t begin = 0; begin < bytes; begin += kPiece) {
+    const size_t n = std::min(kPiece, bytes - begin);
+    std::byte* staged = stage(n);
+    std::memcpy(staged, static_cast<const std::byte*>(from) + begin, n);
+    upload_staged(static_cast<std::byte*>(to) + begin, staged, n);
+  }
+}
+
+void Transfers::download(void* to, const void* from, size_t bytes) {
+  const size_t n_pieces = (bytes + kPiece - 1) / kPiece;
+  const auto size = [&](size_t piece) { return std::min(kPiece, bytes - piece * kPiece); };
+  // One piece is on its way while the one before it is copied out.
+  for (size_t piece = 0; piece <= n_pieces; ++piece) {
+    if (piece < n_pieces) {
+      check(cudaMemcpyAsync(down_ + piece % 2 * kPiece, static_cast<const std::byte*>(from) + piece * kPiece,
+                            size(piece), cudaMemcpyDeviceToHost, stream_),
+            "copying from the GPU");
+      check(cudaEventRecord(arrived_[piece % 2], stream_), "recording an event");
+    }
+    if (piece == 0) continue;
+    check(cudaEventSynchronize(arrived_[(piece - 1) % 2]), "waiting for a copy");
+    std::memcpy(static_cast<std::byte*>(to) + (piece - 1) * kPiece, down_ + (piece - 1) % 2 * kPiece, size(piece - 1));
+  }
+}
+
+}  // namespace winnow::cuda

@@ -1,0 +1,42 @@
+// Copies between host and GPU through pinned memory, so that the host goes on while they run. Order is that of one
+// stream.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cstddef>
+
+namespace winnow::cuda {
+
+class Transfers {
+ public:
+  explicit Transfers(cudaStream_t stream);
+  ~Transfers();
+  Transfers(const Transfers&) = delete;
+  Transfers& operator=(const Transfers&) = delete;
+
+  /// Copies to the GPU; `from` may change as soon as this returns.
+  void upload(void* to, const void* from, size_t bytes);
+  /// `bytes` of pinned memory to write to, and the copy of what was written there: an upload without a copy on the
+  /// host. At most kPiece bytes; nothing else may be uploaded in between.
+  std::byte* stage(size_t bytes);
+  void upload_staged(void* to, const std::byte* staged, size_t bytes);
+  /// Copies to the host and waits until it is done.
+  void download(void* to, const void* from, size_t bytes);
+
+  static constexpr size_t kPiece = size_t{4} << 20;
+
+ private:
+  static constexpr size_t kPieces = 8;
+
+  cudaStream_t stream_;
+  std::byte* ring_ = nullptr;                // kPieces of kPiece bytes
+  std::byte* down_ = nullptr;                // two pieces
+  size_t piece_ = 0;                         // the one that is being filled
+  size_t filled_ = 0;                        // bytes of it
+  std::array<cudaEvent_t, kPieces> done_{};  // of the copies from a piece
+  std::array<cudaEvent_t, 2> arrived_{};
+};
+
+}  // namespace winnow::cuda
