@@ -26,19 +26,23 @@ inline int32_t round_up(int32_t n, int32_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-/// Q^T in pairs: -> [dim / 2][kPanel], times `factor`, of a head size that is padded with zeros to `padded`.
+/// Q^T in pairs: -> [padded / 2][kPanel], times `factor`, of a head size that is padded with zeros to `padded`, a
+/// multiple of 16.
 inline void pack_query_pairs(const float* q, int64_t stride, int32_t n_rows, int32_t dim, int32_t padded, float factor,
                              int32_t* to) {
-  alignas(64) float values[16 * kPanel];
-  for (int32_t begin = 0; begin < padded; begin += 16) {
-    const int32_t n = clamp(dim - begin, 0, 16);
-    transpose_panel(q + begin, stride, n_rows, n, factor, values);
-    for (int32_t i = n * kPanel; i < 16 * kPanel; ++i) values[i] = 0;
-    for (int32_t d = 0; d < 16; d += 2) {
-      for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-        const float* at = values + d * kPanel + lane;
-        store(to + (begin + d) / 2 * kPanel + lane, pair_bf16(cpu::load(at), cpu::load(at + kPanel)));
+  for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+    for (int32_t d = 0; d < padded; d += 2 * kLanes) {
+      Ints block[kLanes];  // a row's pairs
+      for (int32_t i = 0; i < kLanes; ++i) {
+        block[i] = Ints{};
+        if (lane + i >= n_rows) continue;
+        const float* at = q + (lane + i) * stride + d;
+        const Floats first = load_some(at, dim - d) * factor;
+        const Floats last = load_some(at + kLanes, dim - d - kLanes) * factor;
+        block[i] = reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(last, first));
       }
+      transpose(block);
+      for (int32_t i = 0; i < smaller(kLanes, (padded - d) / 2); ++i) store(to + (d / 2 + i) * kPanel + lane, block[i]);
     }
   }
 }

@@ -55,15 +55,22 @@ struct MathBf16 {
   static void gather(const UnpackedKv& from, const int32_t* slot, int32_t n, const UnpackedKv& to) {
     const int32_t dim = from.head_dim;
     const auto bytes = size_t{2} * static_cast<size_t>(dim);
-    const auto* pairs = reinterpret_cast<const uint16_t*>(from.v);
-    auto* out = reinterpret_cast<uint16_t*>(to.v);
     for (int32_t i = 0; i < n; ++i) {
       __builtin_memcpy(to.k + static_cast<size_t>(i) * bytes, from.k + static_cast<size_t>(slot[i]) * bytes, bytes);
-      for (int32_t d = 0; d < dim; ++d) {
-        out[(i / 2 * dim + d) * 2 + i % 2] = pairs[(int64_t{slot[i] / 2} * dim + d) * 2 + slot[i] % 2];
+    }
+    const auto* pairs = reinterpret_cast<const int32_t*>(from.v);
+    auto* out = reinterpret_cast<int32_t*>(to.v);
+    for (int32_t i = 0; i < n; i += 2, out += dim) {
+      const int32_t a = slot[i];
+      const int32_t b = slot[smaller(i + 1, n - 1)];  // an absent one gets weight 0
+      const int32_t* first = pairs + int64_t{a / 2} * dim;
+      const int32_t* second = pairs + int64_t{b / 2} * dim;
+      for (int32_t d = 0; d < dim; d += kLanes) {
+        const Ints low = load_some(first + d, dim - d) >> (a % 2 * 16);
+        const Ints high = load_some(second + d, dim - d) << (16 - b % 2 * 16);
+        store_some(out + d, (low & 0xffff) | (high & ~0xffff), dim - d);
       }
     }
-    for (int32_t d = 0; n % 2 == 1 && d < dim; ++d) out[(n / 2 * dim + d) * 2 + 1] = 0;
   }
 
   static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {

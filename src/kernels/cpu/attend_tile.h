@@ -44,40 +44,63 @@ inline void each_piece(int32_t n, const F& f) {
   }
 }
 
-/// Four vectors as the rows of a matrix, transposed inside each group of four lanes: column 4 g + i of the input
-/// becomes group g of row i.
-inline void transpose4(Floats (&row)[4]) {
-  constexpr std::make_integer_sequence<int, kLanes> kEach;
-  const Floats low01 = first_pairs(row[0], row[1], kEach);
-  const Floats low23 = first_pairs(row[2], row[3], kEach);
-  const Floats high01 = last_pairs(row[0], row[1], kEach);
-  const Floats high23 = last_pairs(row[2], row[3], kEach);
-  row[0] = first_halves(low01, low23, kEach);
-  row[1] = last_halves(low01, low23, kEach);
-  row[2] = first_halves(high01, high23, kEach);
-  row[3] = last_halves(high01, high23, kEach);
+/// One of the two vectors that two rows of a matrix become when the blocks of kHalf x kHalf values off the diagonal
+/// change places: the first one's halves, or the last one's.
+template <bool kLast, int kHalf, typename Vector, int... I>
+inline Vector swap_blocks(Vector a, Vector b, std::integer_sequence<int, I...> /*lanes*/) {
+  constexpr int kFrom = kLast ? kHalf : 0;
+  return __builtin_shufflevector(a, b, ((I & kHalf) == 0 ? I + kFrom : I - kHalf + kFrom + kLanes)...);
+}
+
+/// Transposes a matrix of kLanes x kLanes 32-bit values, in blocks of growing size.
+template <int kHalf = 1, typename Vector>
+inline void transpose(Vector (&row)[kLanes]) {
+  if constexpr (kHalf < kLanes) {
+    constexpr std::make_integer_sequence<int, kLanes> kEach;
+    WINNOW_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & kHalf) != 0) continue;
+      const Vector first = row[i];
+      const Vector second = row[i + kHalf];
+      row[i] = swap_blocks<false, kHalf>(first, second, kEach);
+      row[i + kHalf] = swap_blocks<true, kHalf>(first, second, kEach);
+    }
+    transpose<2 * kHalf>(row);
+  }
+}
+
+/// The first n values of a vector, zeros behind them.
+template <typename T>
+inline auto load_some(const T* from, int32_t n) {
+  decltype(load(from)) v{};
+  if (n >= kLanes) return load(from);
+  if (n > 0) __builtin_memcpy(&v, from, sizeof(T) * static_cast<size_t>(n));
+  return v;
+}
+
+template <typename T, typename Vector>
+inline void store_some(T* to, Vector v, int32_t n) {
+  if (n >= kLanes) {
+    __builtin_memcpy(to, &v, sizeof(v));
+  } else {
+    __builtin_memcpy(to, &v, sizeof(T) * static_cast<size_t>(n));
+  }
 }
 
 /// The transpose of n_rows rows of n_columns values: to[column * kPanel + row], times `factor`; rows up to kPanel are
 /// 0.
 inline void transpose_panel(const float* from, int64_t stride, int32_t n_rows, int32_t n_columns, float factor,
                             float* to) {
-  for (int32_t row = 0; row < kPanel; row += 4) {
-    int32_t column = 0;
-    for (; row + 4 <= n_rows && column + kLanes <= n_columns; column += kLanes) {
-      Floats block[4];
-      for (int i = 0; i < 4; ++i) block[i] = load(from + (row + i) * stride + column) * factor;
-      transpose4(block);
-      for (int i = 0; i < 4; ++i) {
-        for (int group = 0; group < kLanes / 4; ++group) {
-          __builtin_memcpy(to + (column + 4 * group + i) * kPanel + row,
-                           reinterpret_cast<const Float4*>(&block[i]) + group, sizeof(Float4));
-        }
+  for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+    for (int32_t column = 0; column < n_columns; column += kLanes) {
+      Floats block[kLanes];
+      for (int32_t i = 0; i < kLanes; ++i) {
+        block[i] =
+            lane + i < n_rows ? load_some(from + (lane + i) * stride + column, n_columns - column) * factor : Floats{};
       }
-    }
-    for (; column < n_columns; ++column) {
-      for (int32_t r = row; r < row + 4; ++r) {
-        to[column * kPanel + r] = r < n_rows ? from[r * stride + column] * factor : 0;
+      transpose(block);
+      for (int32_t i = 0; i < smaller(kLanes, n_columns - column); ++i) {
+        store(to + (column + i) * kPanel + lane, block[i]);
       }
     }
   }
@@ -324,14 +347,11 @@ class TileRun {
 
   /// The results of up to kLanes rows, from [dim][kPanel].
   void write_rows(const float* from, Floats factor, int32_t row, int32_t n) {
-    for (int32_t d = 0; d < dim_; d += 4) {  // head sizes are multiples of 8
-      Floats block[4];
-      for (int i = 0; i < 4; ++i) block[i] = load(from + (d + i) * kPanel) * factor;
-      transpose4(block);
-      for (int32_t r = 0; r < n; ++r) {
-        __builtin_memcpy(tile_.o + (row + r) * tile_.o_stride + d,
-                         reinterpret_cast<const Float4*>(&block[r % 4]) + r / 4, sizeof(Float4));
-      }
+    for (int32_t d = 0; d < dim_; d += kLanes) {
+      Floats block[kLanes];
+      for (int32_t i = 0; i < kLanes; ++i) block[i] = d + i < dim_ ? load(from + (d + i) * kPanel) * factor : Floats{};
+      transpose(block);
+      for (int32_t r = 0; r < n; ++r) store_some(tile_.o + (row + r) * tile_.o_stride + d, block[r], dim_ - d);
     }
   }
 
