@@ -32,33 +32,36 @@ inline void pack_query_pairs(const float* q, int64_t stride, int32_t n_rows, int
                              int32_t* to) {
   for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
     for (int32_t d = 0; d < padded; d += 2 * kLanes) {
+      Floats first[kLanes];
+      Floats last[kLanes];
+      const float* at = q + lane * stride + d;
+      load_block(at, stride, n_rows - lane, dim - d, factor, first);
+      load_block(at + kLanes, stride, n_rows - lane, dim - d - kLanes, factor, last);
       Ints block[kLanes];  // a row's pairs
-      for (int32_t i = 0; i < kLanes; ++i) {
-        block[i] = Ints{};
-        if (lane + i >= n_rows) continue;
-        const float* at = q + (lane + i) * stride + d;
-        const Floats first = load_some(at, dim - d) * factor;
-        const Floats last = load_some(at + kLanes, dim - d - kLanes) * factor;
-        block[i] = reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(last, first));
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        block[i] = reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(last[i], first[i]));
       }
       transpose(block);
-      for (int32_t i = 0; i < smaller(kLanes, (padded - d) / 2); ++i) store(to + (d / 2 + i) * kPanel + lane, block[i]);
+      int32_t* out = to + d / 2 * kPanel + lane;
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < (padded - d) / 2) store(out + i * kPanel, block[i]);
+      }
     }
   }
 }
 
-/// P^T in pairs of slots, for the slots [first, first + 2 * n_pairs) of a grid on which p's slot i is `row` + i; those
-/// outside [from, to) of p are 0.
-inline void pack_weight_pairs(const float* p, int32_t row, int32_t from, int32_t to, int32_t first, int32_t n_pairs,
-                              int32_t* packed) {
-  const auto weight = [&](int32_t slot, int32_t lane) {
-    const int32_t i = slot - row;
-    return i >= from && i < to ? cpu::load(p + i * kPanel + lane) : Floats{};
+/// P^T in pairs of rows of V, from row `first` on; rows that are none of `keys` get weight 0.
+inline void pack_weight_pairs(const float* p, const Keys& keys, int32_t first, int32_t n_pairs, int32_t* packed) {
+  const auto weight = [&](int32_t row, int32_t lane) {
+    const int32_t i = row - keys.row;
+    return i >= keys.from && i < keys.to ? cpu::load(p + i * kPanel + lane) : Floats{};
   };
   for (int32_t pair = 0; pair < n_pairs; ++pair) {
     for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-      const int32_t slot = first + 2 * pair;
-      store(packed + pair * kPanel + lane, pair_bf16(weight(slot, lane), weight(slot + 1, lane)));
+      const int32_t row = first + 2 * pair;
+      store(packed + pair * kPanel + lane, pair_bf16(weight(row, lane), weight(row + 1, lane)));
     }
   }
 }
