@@ -213,7 +213,8 @@ class TileRun {
   }
 
   void visit(const KeyTile& keys) {
-    if (n_visits_-- == kFetchTiles) fetch_rows();
+    if (n_visits_ == kFetchTiles) fetch_rows();
+    --n_visits_;
     for (int32_t p = 0; p < n_panels_; ++p) {
       Panel& panel = panel_[p];
       panel.from = keys.below(panel.begin_low);
