@@ -93,6 +93,8 @@ class Device : public Ops {
   MemoryMeter& memory() { return memory_; }
 
   virtual RowsAtOnce rows_at_once() const { return {}; }
+  /// Whether the host may read and write what the device allocates.
+  virtual bool memory_is_host() const { return true; }
 
   // Memory. `scratch` is float32: the residual stream, logits. `activations` are what products and attention hand to
   // each other, in the type that the device computes in.

@@ -107,6 +107,7 @@ struct ProblemResult {
   AttnCounts counts;
   double seconds = 0;         // the fastest of the repetitions
   double gflops = 0;          // of computed (row, slot) pairs: 4 * dim each
+  double tile_gflops = 0;     // of whole tiles: a key that any row of a query tile sees counts for all its rows
   double peak_gflops = 0;     // the device's own matrix product, measured in the same run
   double gb_per_second = 0;   // K and V of all slots over the time; meant for decode
   double read_gb_second = 0;  // a streaming read by the same threads, measured in the same run

@@ -21,16 +21,19 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Compares the device's result with ref's, in whole query blocks spread evenly over the rows.
+/// Compares the device's result with ref's, in query blocks spread evenly over the rows. Of very long ones only the
+/// first rows of a block are compared, unless a vote depends on all of them.
 void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
   const std::unique_ptr<Device> reference = make_device("ref", 1);
   const int64_t unit = problem.block_q;
   const int64_t n_units = (problem.rows + unit - 1) / unit;
-  const int64_t pairs = std::min(unit, problem.rows) * problem.n_slots() * problem.heads;
+  const int64_t pairs_of_row = problem.n_slots() * problem.heads;
+  const int64_t most_rows = problem.skip > 0 ? unit : std::clamp<int64_t>(kCheckedPairs / pairs_of_row, 1, unit);
+  const int64_t pairs = std::min(most_rows, problem.rows) * pairs_of_row;
   const int64_t n_checked = std::clamp<int64_t>(kCheckedPairs / std::max<int64_t>(pairs, 1), 1, n_units);
   for (int64_t i = 0; i < n_checked; ++i) {
     const int64_t begin = (n_units - 1 - i * n_units / n_checked) * unit;  // the last ones see most
-    const int64_t n = std::min(unit, problem.rows - begin);
+    const int64_t n = std::min(most_rows, problem.rows - begin);
     AttnArgs args = data.args();
     std::vector<float> o(static_cast<size_t>(n * args.o.stride));
     std::vector<float> lse(static_cast<size_t>(n * problem.heads));
@@ -46,6 +49,45 @@ void compare(ProblemData& data, const Problem& problem, ProblemResult& result) {
     }
     result.rows_checked += n;
   }
+}
+
+/// Slots that stand at `position` or before.
+int64_t slots_up_to(const KvHead& kv, int64_t position) {
+  if (kv.idx == nullptr) return std::clamp<int64_t>(position + 1, 0, kv.n_slots);
+  return std::upper_bound(kv.idx, kv.idx + kv.n_slots, position) - kv.idx;
+}
+
+/// How many of the slots [low, high) the lists of q's row `row` name.
+int64_t selected_between(const AttnArgs& args, int32_t head, int64_t row, int64_t low, int64_t high) {
+  if (args.selection == nullptr || args.selection->everything()) return std::max<int64_t>(high - low, 0);
+  const Selection& s = *args.selection;
+  const auto list = static_cast<size_t>(s.list(head, static_cast<int32_t>((args.first_row + row) / s.block_q)));
+  int64_t n = 0;
+  for (auto i = static_cast<size_t>(s.block_ptr[list]); i < static_cast<size_t>(s.block_ptr[list + 1]); ++i) {
+    const int64_t begin = s.block_begin[i];
+    n += std::max<int64_t>(std::min(begin + s.block_k, high) - std::max(begin, low), 0);
+  }
+  for (auto i = static_cast<size_t>(s.column_ptr[list]); i < static_cast<size_t>(s.column_ptr[list + 1]); ++i) {
+    n += s.column[i] >= low && s.column[i] < high ? 1 : 0;
+  }
+  return n;
+}
+
+/// (row, slot) pairs of whole tiles: the rows of each query tile times the selected slots that any of them sees. A tile
+/// on the diagonal, where half of the pairs is permitted, counts whole.
+int64_t tile_pairs(const AttnArgs& args) {
+  const int32_t n_kv = static_cast<int32_t>(args.kv.heads.size());
+  int64_t pairs = 0;
+  for (int64_t row = 0; row < args.q.n_rows; row += kVoteRows) {
+    const int64_t n_rows = std::min<int64_t>(kVoteRows, args.q.n_rows - row);
+    for (int32_t head = 0; head < args.q.n_head; ++head) {
+      const KvHead& kv = args.kv.heads[static_cast<size_t>(head / (args.q.n_head / n_kv))];
+      const int64_t high = slots_up_to(kv, args.limit[row + n_rows - 1]);
+      const int64_t low = args.window > 0 ? slots_up_to(kv, int64_t{args.limit[row]} - args.window) : 0;
+      pairs += n_rows * selected_between(args, head, row, low, high);
+    }
+  }
+  return pairs;
 }
 
 double copy_speed(Device& device) {
@@ -64,7 +106,7 @@ double copy_speed(Device& device) {
 /// GB/s of a plain read of memory by all threads of the device; of a copy, reads and writes, where its memory is not
 /// the host's.
 double read_speed(Device& device) {
-  if (device.name() == "cuda") return copy_speed(device);
+  if (!device.memory_is_host()) return copy_speed(device);
   const std::vector<uint64_t> memory(static_cast<size_t>(kTimedBytes) / 2 / sizeof(uint64_t), 1);
   constexpr int64_t kPiece = 1 << 17;
   const auto n_pieces = static_cast<int64_t>(memory.size()) / kPiece;
@@ -110,6 +152,7 @@ ProblemResult run_problem(Device& device, const Problem& problem, double seconds
     result.seconds = std::min(result.seconds, seconds_since(begin));
   }
   result.gflops = 4e-9 * problem.dim * static_cast<double>(result.counts.computed) / result.seconds;
+  result.tile_gflops = 4e-9 * problem.dim * static_cast<double>(tile_pairs(args)) / result.seconds;
   result.peak_gflops = device.peak_gflops();
   result.gb_per_second = static_cast<double>(data.kv_bytes()) / result.seconds / 1e9;
   result.read_gb_second = read_speed(device);

@@ -14,6 +14,7 @@ constexpr double kTolerance = 2e-2;
 
 void print(const BenchAttend& bench, const Device& device, const ProblemResult& result) {
   const double share = result.gflops / result.peak_gflops;
+  const double tile_share = result.tile_gflops / result.peak_gflops;
   if (bench.json) {
     print_json({{"problem", bench.problem},
                 {"device", device.name()},
@@ -23,8 +24,10 @@ void print(const BenchAttend& bench, const Device& device, const ProblemResult& 
                 {"density", result.counts.density()},
                 {"seconds", result.seconds},
                 {"gflops", result.gflops},
+                {"tile_gflops", result.tile_gflops},
                 {"peak_gflops", result.peak_gflops},
                 {"share_of_peak", share},
+                {"share_of_peak_tiles", tile_share},
                 {"gb_per_second", result.gb_per_second},
                 {"read_gb_second", result.read_gb_second}});
     return;
@@ -34,8 +37,10 @@ void print(const BenchAttend& bench, const Device& device, const ProblemResult& 
              result.max_error);
   fmt::print("computed  {} of what is permitted\n", human_share(result.counts.density()));
   fmt::print("time      {:.4g} ms on {} threads\n", result.seconds * 1e3, device.n_threads());
-  fmt::print("speed     {:.0f} GFLOP/s of computed tiles, {} of the matrix product's {:.0f}\n", result.gflops,
+  fmt::print("speed     {:.0f} GFLOP/s of computed pairs, {} of the matrix product's {:.0f}\n", result.gflops,
              human_share(share), result.peak_gflops);
+  fmt::print("tiles     {:.0f} GFLOP/s, {}, where a tile on the diagonal counts whole\n", result.tile_gflops,
+             human_share(tile_share));
   fmt::print("memory    {:.1f} GB/s of keys and values, {} of a plain read's {:.1f}\n", result.gb_per_second,
              human_share(result.gb_per_second / result.read_gb_second), result.read_gb_second);
 }

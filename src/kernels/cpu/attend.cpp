@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <optional>
 
 #include "base/error.h"
 #include "kernels/cpu/attend_lists.h"
@@ -24,6 +25,7 @@ class Prefill {
         args_(args),
         n_kv_(static_cast<int32_t>(args.kv.heads.size())),
         group_(args.q.n_head / n_kv_),
+        n_tiles_((args.q.n_rows + kTileRows - 1) / kTileRows),
         tile_bytes_((kernel.tile_bytes(args.q.head_dim) + 63) / 64 * 64),
         scratch_(tile_bytes_ * static_cast<size_t>(context.pool.size()), &context.memory) {}
 
@@ -60,6 +62,14 @@ class Prefill {
     UnpackedKv kv;
   };
 
+  /// One query tile.
+  struct Place {
+    const Head* head;
+    int32_t q_head;
+    int64_t row;
+    int64_t n_rows;
+  };
+
   struct Block {
     const Head* head;
     int32_t block;
@@ -69,19 +79,25 @@ class Prefill {
   std::vector<Block> needed_blocks(const Head& head) const {
     const KvHead& kv = args_.kv.heads[static_cast<size_t>(head.kv_head)];
     std::vector<char> needed(static_cast<size_t>((kv.n_slots + kBlockSlots - 1) / kBlockSlots), 0);
-    const auto mark = [&needed](int32_t begin, int32_t end) {
-      for (int32_t at = begin / kBlockSlots; at * kBlockSlots < end; ++at) needed[static_cast<size_t>(at)] = 1;
+    size_t n_needed = 0;
+    const auto mark = [&](int32_t begin, int32_t end) {
+      for (int32_t at = begin / kBlockSlots; at * kBlockSlots < end; ++at) {
+        n_needed += needed[static_cast<size_t>(at)] == 0 ? 1 : 0;
+        needed[static_cast<size_t>(at)] = 1;
+      }
     };
-    for (int64_t row = 0; row < args_.q.n_rows; row += kTileRows) {
+    // Late rows see most; most often a part of the lists is enough to find that all blocks are needed.
+    const bool shared = args_.selection == nullptr || args_.selection->n_head <= 1;
+    const int32_t n_lists = shared ? 1 : group_;
+    for (int64_t item = n_tiles_ * n_lists - 1; item >= 0 && n_needed < needed.size(); --item) {
+      const int64_t row = item / n_lists * kTileRows;
       const int32_t low = head.visible.begin[static_cast<size_t>(row)];
       const int32_t high = head.visible.end[static_cast<size_t>(std::min(row + kTileRows, args_.q.n_rows) - 1)];
-      for (int32_t h = head.kv_head * group_; h < (head.kv_head + 1) * group_; ++h) {
-        const KeyLists lists = lists_of(args_, h, row, kv.n_slots);
-        for (const int32_t begin : lists.block) mark(std::max(begin, low), std::min(begin + lists.block_k, high));
-        for (const int32_t slot : lists.column) {
-          if (slot >= low && slot < high) mark(slot, slot + 1);
-        }
-        if (args_.selection == nullptr || args_.selection->n_head <= 1) break;  // the others read the same
+      const auto h = static_cast<int32_t>(item % n_lists);
+      const KeyLists lists = lists_of(args_, head.kv_head * group_ + h, row, kv.n_slots);
+      for (const int32_t begin : lists.block) mark(std::max(begin, low), std::min(begin + lists.block_k, high));
+      for (const int32_t slot : lists.column) {
+        if (slot >= low && slot < high) mark(slot, slot + 1);
       }
     }
     std::vector<Block> blocks;
@@ -107,20 +123,36 @@ class Prefill {
     });
   }
 
+  /// Query tile `item` of the heads that are unpacked. Late rows see most and come first; what is left for the end is
+  /// small, so threads finish together.
+  Place place(int64_t item) const {
+    const int64_t n_heads = static_cast<int64_t>(heads_.size()) * group_;
+    const auto h = static_cast<int32_t>(item % n_heads);
+    const Head& head = heads_[static_cast<size_t>(h / group_)];
+    const int64_t row = (n_tiles_ - 1 - item / n_heads) * kTileRows;
+    return {&head, head.kv_head * group_ + h % group_, row, std::min<int64_t>(kTileRows, args_.q.n_rows - row)};
+  }
+
   void compute() {
     for (const Head& head : heads_) permitted_ += head.visible.pairs() * group_;
-    const int64_t n_tiles = (args_.q.n_rows + kTileRows - 1) / kTileRows;
-    const int64_t n_heads = static_cast<int64_t>(heads_.size()) * group_;
-    // Late rows see most and come first; what is left for the end is small, so threads finish together.
-    context_.pool.parallel_for(n_tiles * n_heads, [&](int64_t item, int thread) {
-      const auto h = static_cast<int32_t>(item % n_heads);
-      const Head& head = heads_[static_cast<size_t>(h / group_)];
-      tile(head, head.kv_head * group_ + h % group_, (n_tiles - 1 - item / n_heads) * kTileRows, thread);
+    const int64_t n_items = n_tiles_ * static_cast<int64_t>(heads_.size()) * group_;
+    const int64_t n_threads = context_.pool.size();
+    std::atomic<int64_t> next{0};
+    // A thread takes its next tile before it computes one, whose queries can then be fetched meanwhile; but not where
+    // others would have nothing to do for that.
+    context_.pool.parallel_for(n_threads, [&](int64_t /*item*/, int thread) {
+      for (int64_t item = next.fetch_add(1); item < n_items;) {
+        const bool ahead = item + 2 * n_threads < n_items;
+        const int64_t following = ahead ? next.fetch_add(1) : n_items;
+        tile(place(item), following < n_items ? std::optional(place(following)) : std::nullopt, thread);
+        item = ahead ? following : next.fetch_add(1);
+      }
     });
   }
 
-  void tile(const Head& head, int32_t q_head, int64_t row, int thread) {
-    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head.kv_head)];
+  void tile(const Place& place, const std::optional<Place>& next, int thread) {
+    const auto& [head, q_head, row, n_rows] = place;
+    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head->kv_head)];
     const KeyLists lists = lists_of(args_, q_head, row, kv.n_slots);
     const QueryTile tile{.q = args_.q.at(row, q_head),
                          .q_stride = args_.q.stride,
@@ -128,17 +160,19 @@ class Prefill {
                          .o_stride = args_.o.stride,
                          .lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.q.n_head + q_head,
                          .lse_stride = args_.q.n_head,
-                         .n_rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, args_.q.n_rows - row)),
-                         .begin = head.visible.begin.data() + row,
-                         .end = head.visible.end.data() + row,
+                         .n_rows = static_cast<int32_t>(n_rows),
+                         .begin = head->visible.begin.data() + row,
+                         .end = head->visible.end.data() + row,
                          .bias = kv.bias,
                          .scale = args_.scale,
                          .softcap = args_.softcap,
                          .skip = args_.skip == nullptr ? -std::numeric_limits<float>::infinity() : args_.skip[q_head],
                          .column = lists.column,
                          .block = lists.block,
-                         .block_k = lists.block_k};
-    computed_ += kernel_.attend_tile(tile, head.kv, scratch_.data() + tile_bytes_ * static_cast<size_t>(thread));
+                         .block_k = lists.block_k,
+                         .next_q = next ? args_.q.at(next->row, next->q_head) : nullptr,
+                         .next_rows = next ? static_cast<int32_t>(next->n_rows) : 0};
+    computed_ += kernel_.attend_tile(tile, head->kv, scratch_.data() + tile_bytes_ * static_cast<size_t>(thread));
   }
 
   const AttendKernel& kernel_;
@@ -146,6 +180,7 @@ class Prefill {
   const AttnArgs& args_;
   int32_t n_kv_;
   int32_t group_;
+  int64_t n_tiles_;
   size_t tile_bytes_;
   Buffer scratch_;
   std::vector<Head> heads_;  // those that are unpacked now

@@ -68,6 +68,7 @@ inline void store_sums(float* to) {
 struct MathAmx {
   using Session = TileRegisters;
   static constexpr Type kProduct = Type::bf16;
+  static constexpr int kStep = 2 * kTile;
 
   static int32_t padded(int32_t dim) { return round_up(dim, kTileDepth); }
   static size_t query_bytes(int32_t dim) { return size_t{2} * kPanel * static_cast<size_t>(padded(dim)); }
@@ -126,14 +127,14 @@ struct MathAmx {
     pack_query_pairs(q, stride, n_rows, dim, padded(dim), factor, reinterpret_cast<int32_t*>(to));
   }
 
-  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
-                     float* s) {
-    const int32_t width = padded(dim);
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+    const int32_t width = padded(keys.dim);
     const auto* pairs = reinterpret_cast<const int32_t*>(q);
     const int64_t stride = int64_t{2} * width;
-    for (int32_t i = from / kTileDepth * kTileDepth; i < to; i += 2 * kTile) {
-      const std::byte* rows = k + (row + i) * stride;
+    for (int32_t i = keys.from / kTileDepth * kTileDepth; i < keys.to; i += 2 * kTile) {
+      const std::byte* rows = keys.rows + (keys.row + i) * stride;
       clear_sums();
+      fetch.lines();
       for (int32_t d = 0; d < width; d += kTileDepth) {
         multiply(rows + int64_t{2} * d, stride, kTile * stride, pairs + d / 2 * kPanel);
       }
@@ -141,23 +142,28 @@ struct MathAmx {
     }
   }
 
-  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
-                     const float* shrink, float* o) {
-    const int32_t width = padded(dim);
+  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+    const int32_t width = padded(keys.dim);
     alignas(64) int32_t weights[kGroups * kTileDepth / 2 * kPanel];
-    const int32_t first = (row + from) / kTileDepth;
-    const int32_t n_groups = (row + to + kTileDepth - 1) / kTileDepth - first;
-    pack_weight_pairs(p, row, from, to, first * kTileDepth, n_groups * kTileDepth / 2, weights);
-    if (shrink != nullptr) {
-      for (int32_t d = 0; d < dim; ++d) {
+    const int32_t first = (keys.row + keys.from) / kTileDepth;
+    const int32_t n_groups = (keys.row + keys.to + kTileDepth - 1) / kTileDepth - first;
+    pack_weight_pairs(p, keys, first * kTileDepth, n_groups * kTileDepth / 2, weights);
+    float* o = results.o;
+    if (results.shrink != nullptr) {
+      for (int32_t d = 0; d < keys.dim; ++d) {
         for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-          cpu::store(o + d * kPanel + lane, cpu::load(o + d * kPanel + lane) * cpu::load(shrink + lane));
+          cpu::store(o + d * kPanel + lane, cpu::load(o + d * kPanel + lane) * cpu::load(results.shrink + lane));
         }
       }
     }
-    const auto* groups = reinterpret_cast<const uint16_t*>(v) + int64_t{first} * kTileDepth * width;
+    const auto* groups = reinterpret_cast<const uint16_t*>(keys.rows) + int64_t{first} * kTileDepth * width;
     for (int32_t d = 0; d < width; d += 2 * kTile) {
-      load_sums(o + d * kPanel);
+      if (results.fresh) {
+        clear_sums();
+      } else {
+        load_sums(o + d * kPanel);
+      }
+      fetch.lines();
       for (int32_t g = 0; g < n_groups; ++g) {
         multiply(groups + (int64_t{g} * width + d) * kTileDepth, 2 * kTileDepth, int64_t{2} * kTile * kTileDepth,
                  weights + g * kTileDepth / 2 * kPanel);

@@ -26,35 +26,42 @@ inline int32_t round_up(int32_t n, int32_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-/// Q^T in pairs: -> [dim / 2][kPanel], times `factor`, of a head size that is padded with zeros to `padded`.
+/// Q^T in pairs: -> [padded / 2][kPanel], times `factor`, of a head size that is padded with zeros to `padded`, a
+/// multiple of 16.
 inline void pack_query_pairs(const float* q, int64_t stride, int32_t n_rows, int32_t dim, int32_t padded, float factor,
                              int32_t* to) {
-  alignas(64) float values[16 * kPanel];
-  for (int32_t begin = 0; begin < padded; begin += 16) {
-    const int32_t n = clamp(dim - begin, 0, 16);
-    transpose_panel(q + begin, stride, n_rows, n, factor, values);
-    for (int32_t i = n * kPanel; i < 16 * kPanel; ++i) values[i] = 0;
-    for (int32_t d = 0; d < 16; d += 2) {
-      for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-        const float* at = values + d * kPanel + lane;
-        store(to + (begin + d) / 2 * kPanel + lane, pair_bf16(cpu::load(at), cpu::load(at + kPanel)));
+  for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+    for (int32_t d = 0; d < padded; d += 2 * kLanes) {
+      Floats first[kLanes];
+      Floats last[kLanes];
+      const float* at = q + lane * stride + d;
+      load_block(at, stride, n_rows - lane, dim - d, factor, first);
+      load_block(at + kLanes, stride, n_rows - lane, dim - d - kLanes, factor, last);
+      Ints block[kLanes];  // a row's pairs
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        block[i] = reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(last[i], first[i]));
+      }
+      transpose(block);
+      int32_t* out = to + d / 2 * kPanel + lane;
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < (padded - d) / 2) store(out + i * kPanel, block[i]);
       }
     }
   }
 }
 
-/// P^T in pairs of slots, for the slots [first, first + 2 * n_pairs) of a grid on which p's slot i is `row` + i; those
-/// outside [from, to) of p are 0.
-inline void pack_weight_pairs(const float* p, int32_t row, int32_t from, int32_t to, int32_t first, int32_t n_pairs,
-                              int32_t* packed) {
-  const auto weight = [&](int32_t slot, int32_t lane) {
-    const int32_t i = slot - row;
-    return i >= from && i < to ? cpu::load(p + i * kPanel + lane) : Floats{};
+/// P^T in pairs of rows of V, from row `first` on; rows that are none of `keys` get weight 0.
+inline void pack_weight_pairs(const float* p, const Keys& keys, int32_t first, int32_t n_pairs, int32_t* packed) {
+  const auto weight = [&](int32_t row, int32_t lane) {
+    const int32_t i = row - keys.row;
+    return i >= keys.from && i < keys.to ? cpu::load(p + i * kPanel + lane) : Floats{};
   };
   for (int32_t pair = 0; pair < n_pairs; ++pair) {
     for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-      const int32_t slot = first + 2 * pair;
-      store(packed + pair * kPanel + lane, pair_bf16(weight(slot, lane), weight(slot + 1, lane)));
+      const int32_t row = first + 2 * pair;
+      store(packed + pair * kPanel + lane, pair_bf16(weight(row, lane), weight(row + 1, lane)));
     }
   }
 }

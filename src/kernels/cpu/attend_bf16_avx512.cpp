@@ -55,28 +55,35 @@ struct MathBf16 {
   static void gather(const UnpackedKv& from, const int32_t* slot, int32_t n, const UnpackedKv& to) {
     const int32_t dim = from.head_dim;
     const auto bytes = size_t{2} * static_cast<size_t>(dim);
-    const auto* pairs = reinterpret_cast<const uint16_t*>(from.v);
-    auto* out = reinterpret_cast<uint16_t*>(to.v);
     for (int32_t i = 0; i < n; ++i) {
       __builtin_memcpy(to.k + static_cast<size_t>(i) * bytes, from.k + static_cast<size_t>(slot[i]) * bytes, bytes);
-      for (int32_t d = 0; d < dim; ++d) {
-        out[(i / 2 * dim + d) * 2 + i % 2] = pairs[(int64_t{slot[i] / 2} * dim + d) * 2 + slot[i] % 2];
+    }
+    const auto* pairs = reinterpret_cast<const int32_t*>(from.v);
+    auto* out = reinterpret_cast<int32_t*>(to.v);
+    for (int32_t i = 0; i < n; i += 2, out += dim) {
+      const int32_t a = slot[i];
+      const int32_t b = slot[smaller(i + 1, n - 1)];  // an absent one gets weight 0
+      const int32_t* first = pairs + int64_t{a / 2} * dim;
+      const int32_t* second = pairs + int64_t{b / 2} * dim;
+      for (int32_t d = 0; d < dim; d += kLanes) {
+        const Ints low = load_some(first + d, dim - d) >> (a % 2 * 16);
+        const Ints high = load_some(second + d, dim - d) << (16 - b % 2 * 16);
+        store_some(out + d, (low & 0xffff) | (high & ~0xffff), dim - d);
       }
     }
-    for (int32_t d = 0; n % 2 == 1 && d < dim; ++d) out[(n / 2 * dim + d) * 2 + 1] = 0;
   }
 
   static void pack_query(const float* q, int64_t stride, int32_t n_rows, int32_t dim, float factor, std::byte* to) {
     pack_query_pairs(q, stride, n_rows, dim, round_up(dim, 16), factor, reinterpret_cast<int32_t*>(to));
   }
 
-  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
-                     float* s) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
-    const int32_t n_pairs = dim / 2;
-    const int32_t* rows = reinterpret_cast<const int32_t*>(k) + int64_t{row + from} * n_pairs;
-    each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
+    const int32_t n_pairs = keys.dim / 2;
+    const int32_t* rows = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{keys.row + keys.from} * n_pairs;
+    each_piece<kStep>(keys.to - keys.from, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
+      fetch.lines();
       const int32_t* first = rows + int64_t{begin} * n_pairs;
       Floats sum[kSize][2] = {};
       for (int32_t d = 0; d < n_pairs; ++d) {
@@ -89,7 +96,7 @@ struct MathBf16 {
           sum[i][1] = add_products(sum[i][1], pair, q1);
         }
       }
-      float* out = s + (from + begin) * kPanel;
+      float* out = s + (keys.from + begin) * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         cpu::store(out + i * kPanel, sum[i][0]);
@@ -98,19 +105,19 @@ struct MathBf16 {
     });
   }
 
-  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
-                     const float* shrink, float* o) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
     // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
     alignas(64) int32_t weights[(kPairs + 1) * kPanel];
-    const int32_t first = (row + from) / 2;
-    const int32_t n_pairs = (row + to + 1) / 2 - first;
-    pack_weight_pairs(p, row, from, to, 2 * first, n_pairs, weights);
-    const int32_t* pairs = reinterpret_cast<const int32_t*>(v) + int64_t{first} * dim;
+    const int32_t dim = keys.dim;
+    const int32_t first = (keys.row + keys.from) / 2;
+    const int32_t n_pairs = (keys.row + keys.to + 1) / 2 - first;
+    pack_weight_pairs(p, keys, 2 * first, n_pairs, weights);
+    const int32_t* pairs = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{first} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
-      float* out = o + begin * kPanel;
+      fetch.lines();
       Floats sum[kSize][2];
-      load_sums<kSize>(out, shrink, sum);
+      load_sums(results, begin, sum);
       for (int32_t pair = 0; pair < n_pairs; ++pair) {
         const Ints p0 = cpu::load(weights + pair * kPanel);
         const Ints p1 = cpu::load(weights + pair * kPanel + kLanes);
@@ -121,6 +128,7 @@ struct MathBf16 {
           sum[i][1] = add_products(sum[i][1], value[i], p1);
         }
       }
+      float* out = results.o + begin * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         cpu::store(out + i * kPanel, sum[i][0]);

@@ -47,19 +47,20 @@ inline void unpack_row<CodecQ8>(const std::byte* row, int32_t head_dim, float* t
   }
 }
 
-/// sum[i][lane] = from[i][lane] * shrink[lane]; shrink may be null.
+/// The sums of kSize values of a head from `begin` on, as far as earlier tiles brought them.
 template <int kSize>
-inline void load_sums(const float* from, const float* shrink, Floats (&sum)[kSize][2]) {
+inline void load_sums(const Results& results, int32_t begin, Floats (&sum)[kSize][2]) {
+  const float* from = results.o + begin * kPanel;
   WINNOW_UNROLL
   for (int i = 0; i < kSize; ++i) {
-    sum[i][0] = load(from + i * kPanel);
-    sum[i][1] = load(from + i * kPanel + kLanes);
+    sum[i][0] = results.fresh ? Floats{} : load(from + i * kPanel);
+    sum[i][1] = results.fresh ? Floats{} : load(from + i * kPanel + kLanes);
   }
-  if (shrink == nullptr) return;
+  if (results.shrink == nullptr) return;
   WINNOW_UNROLL
   for (int i = 0; i < kSize; ++i) {
-    sum[i][0] *= load(shrink);
-    sum[i][1] *= load(shrink + kLanes);
+    sum[i][0] *= load(results.shrink);
+    sum[i][1] *= load(results.shrink + kLanes);
   }
 }
 
@@ -105,13 +106,14 @@ struct MathF32 {
     transpose_panel(q, stride, n_rows, dim, factor, reinterpret_cast<float*>(to));
   }
 
-  /// s[i][lane] = k_(row + i) . q_lane for slots i in [from, to) of the tile that begins at `row`.
-  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
-                     float* s) {
+  /// s[i][lane] = k_i . q_lane
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
     const auto* panel = reinterpret_cast<const float*>(q);
-    const float* rows = reinterpret_cast<const float*>(k) + int64_t{row + from} * dim;
-    each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
+    const int32_t dim = keys.dim;
+    const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row + keys.from} * dim;
+    each_piece<kStep>(keys.to - keys.from, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
+      fetch.lines();
       const float* first = rows + int64_t{begin} * dim;
       Floats sum[kSize][2] = {};
       for (int32_t d = 0; d < dim; ++d) {
@@ -124,7 +126,7 @@ struct MathF32 {
           sum[i][1] += value * q1;
         }
       }
-      float* out = s + (from + begin) * kPanel;
+      float* out = s + (keys.from + begin) * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         store(out + i * kPanel, sum[i][0]);
@@ -133,16 +135,16 @@ struct MathF32 {
     });
   }
 
-  /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_(row + i)[d] p[i][lane]; shrink may be null.
-  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
-                     const float* shrink, float* o) {
-    const float* rows = reinterpret_cast<const float*>(v) + int64_t{row} * dim;
+  /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_i[d] p[i][lane]
+  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+    const int32_t dim = keys.dim;
+    const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
-      float* out = o + begin * kPanel;
+      fetch.lines();
       Floats sum[kSize][2];
-      load_sums<kSize>(out, shrink, sum);
-      for (int32_t slot = from; slot < to; ++slot) {
+      load_sums(results, begin, sum);
+      for (int32_t slot = keys.from; slot < keys.to; ++slot) {
         const Floats p0 = load(p + slot * kPanel);
         const Floats p1 = load(p + slot * kPanel + kLanes);
         const float* value_row = rows + int64_t{slot} * dim + begin;
@@ -153,6 +155,7 @@ struct MathF32 {
           sum[i][1] += value * p1;
         }
       }
+      float* out = results.o + begin * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         store(out + i * kPanel, sum[i][0]);

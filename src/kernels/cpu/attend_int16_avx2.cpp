@@ -153,15 +153,15 @@ struct MathInt16 {
     }
   }
 
-  static void scores(const std::byte* q, const std::byte* k, int32_t row, int32_t from, int32_t to, int32_t dim,
-                     float* s) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
-    const int32_t n_pairs = dim / 2;
+    const int32_t n_pairs = keys.dim / 2;
     const auto* q_scale = reinterpret_cast<const float*>(panel + n_pairs * kPanel);
-    const int64_t stride = key_bytes(dim) / 4;
-    const int32_t* rows = reinterpret_cast<const int32_t*>(k) + (row + from) * stride;
-    each_piece<kStep>(to - from, [&](int32_t begin, auto size) {
+    const int64_t stride = key_bytes(keys.dim) / 4;
+    const int32_t* rows = reinterpret_cast<const int32_t*>(keys.rows) + (keys.row + keys.from) * stride;
+    each_piece<kStep>(keys.to - keys.from, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
+      fetch.lines();
       const int32_t* first = rows + begin * stride;
       Ints sum[kSize][2] = {};
       for (int32_t d = 0; d < n_pairs; ++d) {
@@ -174,7 +174,7 @@ struct MathInt16 {
           sum[i][1] = add_products(sum[i][1], pair, q1);
         }
       }
-      float* out = s + (from + begin) * kPanel;
+      float* out = s + (keys.from + begin) * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         float scale = 0;
@@ -187,18 +187,19 @@ struct MathInt16 {
     });
   }
 
-  static void values(const std::byte* v, int32_t row, const float* p, int32_t from, int32_t to, int32_t dim,
-                     const float* shrink, float* o) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
     // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
     alignas(64) int32_t weights[(kTileSlots / 2 + 1) * kPanel];
     alignas(64) float unit[kPanel];
-    const int32_t first = (row + from) / 2;
-    const int32_t n_pairs = (row + to + 1) / 2 - first;
+    const int32_t dim = keys.dim;
+    const int32_t first = (keys.row + keys.from) / 2;
+    const int32_t n_pairs = (keys.row + keys.to + 1) / 2 - first;
     const int64_t stride = pair_bytes(dim) / 4;
-    const int32_t* pairs = reinterpret_cast<const int32_t*>(v) + first * stride;
-    pack_weights(p, 2 * first - row, from, to, pairs + dim, stride, n_pairs, weights, unit);
+    const int32_t* pairs = reinterpret_cast<const int32_t*>(keys.rows) + first * stride;
+    pack_weights(p, 2 * first - keys.row, keys.from, keys.to, pairs + dim, stride, n_pairs, weights, unit);
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
+      fetch.lines();
       Ints sum[kSize][2] = {};
       for (int32_t pair = 0; pair < n_pairs; ++pair) {
         const Ints p0 = cpu::load(weights + pair * kPanel);
@@ -211,13 +212,13 @@ struct MathInt16 {
           sum[i][1] = add_products(sum[i][1], both, p1);
         }
       }
-      float* out = o + begin * kPanel;
+      float* out = results.o + begin * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
         for (int half = 0; half < 2; ++half) {
           float* at = out + i * kPanel + half * kLanes;
-          Floats before = cpu::load(at);
-          if (shrink != nullptr) before *= cpu::load(shrink + half * kLanes);
+          Floats before = results.fresh ? Floats{} : cpu::load(at);
+          if (results.shrink != nullptr) before *= cpu::load(results.shrink + half * kLanes);
           cpu::store(at, before + __builtin_convertvector(sum[i][half], Floats) * cpu::load(unit + half * kLanes));
         }
       }

@@ -42,6 +42,8 @@ struct QueryTile {
   std::span<const int32_t> column;
   std::span<const int32_t> block;  // begins of intervals of block_k slots
   int32_t block_k = 0;
+  const float* next_q = nullptr;  // rows that this thread computes next, laid out as q, to be fetched; or null
+  int32_t next_rows = 0;
 };
 
 /// Up to kTileSlots slots that a group of query rows reads straight from the cache.

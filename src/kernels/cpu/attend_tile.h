@@ -9,7 +9,9 @@
 #pragma once
 
 #include "kernels/cpu/attend_kernel.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/transpose.h"
 
 namespace winnow::cpu {
 namespace {
@@ -18,6 +20,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kPanels = kTileRows / kPanel;
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
+constexpr int32_t kFetchTiles = 3;  // key tiles during which what comes after them is fetched
 constexpr float kNothing = -__builtin_inff();
 
 inline int32_t smaller(int32_t a, int32_t b) {
@@ -44,44 +47,36 @@ inline void each_piece(int32_t n, const F& f) {
   }
 }
 
-/// Four vectors as the rows of a matrix, transposed inside each group of four lanes: column 4 g + i of the input
-/// becomes group g of row i.
-inline void transpose4(Floats (&row)[4]) {
-  constexpr std::make_integer_sequence<int, kLanes> kEach;
-  const Floats low01 = first_pairs(row[0], row[1], kEach);
-  const Floats low23 = first_pairs(row[2], row[3], kEach);
-  const Floats high01 = last_pairs(row[0], row[1], kEach);
-  const Floats high23 = last_pairs(row[2], row[3], kEach);
-  row[0] = first_halves(low01, low23, kEach);
-  row[1] = last_halves(low01, low23, kEach);
-  row[2] = first_halves(high01, high23, kEach);
-  row[3] = last_halves(high01, high23, kEach);
-}
-
 /// The transpose of n_rows rows of n_columns values: to[column * kPanel + row], times `factor`; rows up to kPanel are
 /// 0.
 inline void transpose_panel(const float* from, int64_t stride, int32_t n_rows, int32_t n_columns, float factor,
                             float* to) {
-  for (int32_t row = 0; row < kPanel; row += 4) {
-    int32_t column = 0;
-    for (; row + 4 <= n_rows && column + kLanes <= n_columns; column += kLanes) {
-      Floats block[4];
-      for (int i = 0; i < 4; ++i) block[i] = load(from + (row + i) * stride + column) * factor;
-      transpose4(block);
-      for (int i = 0; i < 4; ++i) {
-        for (int group = 0; group < kLanes / 4; ++group) {
-          __builtin_memcpy(to + (column + 4 * group + i) * kPanel + row,
-                           reinterpret_cast<const Float4*>(&block[i]) + group, sizeof(Float4));
-        }
-      }
-    }
-    for (; column < n_columns; ++column) {
-      for (int32_t r = row; r < row + 4; ++r) {
-        to[column * kPanel + r] = r < n_rows ? from[r * stride + column] * factor : 0;
+  for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+    for (int32_t column = 0; column < n_columns; column += kLanes) {
+      Floats block[kLanes];
+      load_block(from + lane * stride + column, stride, n_rows - lane, n_columns - column, factor, block);
+      transpose(block);
+      float* out = to + column * kPanel + lane;
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < n_columns - column) store(out + i * kPanel, block[i]);
       }
     }
   }
 }
+
+/// What a product reads of a tile: its keys [from, to), of which key i is row `row` + i of the unpacked K or V.
+struct Keys {
+  const std::byte* rows;
+  int32_t row, from, to, dim;
+};
+
+/// Where a product with V adds to: the sums of one panel [result_dim][kPanel].
+struct Results {
+  float* o;
+  const float* shrink;  // [kPanel] times which the sums are taken before; or null
+  bool fresh;           // nothing was added yet, and o holds anything
+};
 
 /// Keys of one tile: consecutive slots from `first` on, or the `slot`s of columns gathered into consecutive rows.
 struct KeyTile {
@@ -109,6 +104,7 @@ struct Panel {
   int32_t begin_low, begin_high;  // of the rows' visible intervals
   int32_t end_low, end_high;
   int32_t from, to;  // slots of the current tile
+  bool fresh;        // has no results yet
 };
 
 template <typename Math>
@@ -135,6 +131,8 @@ class TileRun {
 
   int64_t run() {
     start();
+    n_visits_ = count_visits();
+    if (n_visits_ < kFetchTiles && n_visits_ > 0) fetch_rows();
     visit_columns();
     for (const int32_t begin : tile_.block) {
       for (int32_t at = begin; at < begin + tile_.block_k; at += kTileSlots) {
@@ -161,12 +159,29 @@ class TileRun {
     for (int32_t p = 0; p < n_panels_; ++p) {
       const int32_t first = p * kPanel;
       const int32_t n = smaller(kPanel, tile_.n_rows - first);
-      panel_[p] = {n, begin_[first], begin_[first + n - 1], end_[first], end_[first + n - 1], 0, 0};
+      panel_[p] = {n, begin_[first], begin_[first + n - 1], end_[first], end_[first + n - 1], 0, 0, true};
       Math::pack_query(tile_.q + first * tile_.q_stride, tile_.q_stride, n, dim_, factor,
                        q_ + Math::query_bytes(dim_) * static_cast<size_t>(p));
     }
-    const int64_t n_values = n_panels_ * panel_values();
-    for (int64_t i = 0; i < n_values; i += kLanes) store(o_ + i, Floats{});
+  }
+
+  /// How many key tiles come, at most.
+  int32_t count_visits() const {
+    int32_t n = (static_cast<int32_t>(tile_.column.size()) + kTileSlots - 1) / kTileSlots;
+    for (const int32_t begin : tile_.block) {
+      const int32_t low = begin > begin_[0] ? begin : begin_[0];
+      const int32_t high = smaller(begin + tile_.block_k, end_[tile_.n_rows - 1]);
+      if (low < high) n += (high - begin + kTileSlots - 1) / kTileSlots - (low - begin) / kTileSlots;
+    }
+    return n;
+  }
+
+  /// While the last key tiles are computed: where the results go, and the queries that come next.
+  void fetch_rows() {
+    const int64_t bytes = int64_t{4} * dim_;
+    fetch_.add(tile_.o, tile_.o_stride * 4, tile_.n_rows, bytes);
+    fetch_.add(tile_.next_q, tile_.q_stride * 4, tile_.next_rows, bytes);
+    fetch_.spread(n_visits_ * n_panels_ * ((kTileSlots + dim_) / Math::kStep));
   }
 
   /// Slots [begin, end) clipped to what any row sees.
@@ -198,14 +213,16 @@ class TileRun {
   }
 
   void visit(const KeyTile& keys) {
+    if (n_visits_ == kFetchTiles) fetch_rows();
+    --n_visits_;
     for (int32_t p = 0; p < n_panels_; ++p) {
       Panel& panel = panel_[p];
       panel.from = keys.below(panel.begin_low);
       panel.to = keys.below(panel.end_high);
       if (panel.from >= panel.to) continue;
       float* s = s_ + p * kPanel * kTileSlots;
-      Math::scores(q_ + Math::query_bytes(dim_) * static_cast<size_t>(p), keys.k, keys.row, panel.from, panel.to, dim_,
-                   s);
+      Math::scores(q_ + Math::query_bytes(dim_) * static_cast<size_t>(p),
+                   {keys.k, keys.row, panel.from, panel.to, dim_}, s, fetch_);
       shape(keys, panel, p, s);
     }
     if (!first_ && tile_.skip > kNothing && all_skip(keys)) return;
@@ -269,7 +286,7 @@ class TileRun {
 
   /// The softmax of one panel's logits and its product with V.
   void add(const KeyTile& keys, int32_t p) {
-    const Panel& panel = panel_[p];
+    Panel& panel = panel_[p];
     float* s = s_ + p * kPanel * kTileSlots;
     alignas(64) float shrink[kPanel];
     bool raised = false;
@@ -290,7 +307,9 @@ class TileRun {
       }
       store(sum_ + at, sum);
     }
-    Math::values(keys.v, keys.row, s, panel.from, panel.to, dim_, raised ? shrink : nullptr, o_ + p * panel_values());
+    Math::values({keys.v, keys.row, panel.from, panel.to, dim_}, s,
+                 {o_ + p * panel_values(), raised && !panel.fresh ? shrink : nullptr, panel.fresh}, fetch_);
+    panel.fresh = false;
   }
 
   static bool any_differs(Floats a, Floats b) {
@@ -304,33 +323,47 @@ class TileRun {
       computed_ += int64_t{keys.n} * tile_.n_rows;
       return;
     }
+    int32_t from = 0;  // the limits of the rows ascend
+    int32_t to = 0;
     for (int32_t row = 0; row < tile_.n_rows; ++row) {
-      const int32_t seen = keys.below(end_[row]) - keys.below(begin_[row]);
-      computed_ += seen > 0 ? seen : 0;
+      while (from < keys.n && keys.slot_at(from) < begin_[row]) ++from;
+      while (to < keys.n && keys.slot_at(to) < end_[row]) ++to;
+      computed_ += to > from ? to - from : 0;
     }
   }
 
   void finish() {
     alignas(64) float inverse[kTileRows];
     for (int32_t row = 0; row < n_panels_ * kPanel; ++row) inverse[row] = sum_[row] > 0 ? 1 / sum_[row] : 0;
+    for (int32_t p = 0; p < n_panels_; ++p) {
+      if (!panel_[p].fresh) continue;  // its rows see nothing
+      for (int64_t i = 0; i < panel_values(); i += kLanes) store(o_ + p * panel_values() + i, Floats{});
+    }
     for (int32_t lane = 0; lane < tile_.n_rows; lane += kLanes) {
       const float* from = o_ + lane / kPanel * panel_values() + lane % kPanel;
       write_rows(from, load(inverse + lane), lane, smaller(kLanes, tile_.n_rows - lane));
     }
-    for (int32_t row = 0; tile_.lse != nullptr && row < tile_.n_rows; ++row) {
-      tile_.lse[row * tile_.lse_stride] = sum_[row] > 0 ? (max_[row] + __builtin_log2f(sum_[row])) * kLn2 : kNothing;
+    if (tile_.lse == nullptr) return;
+    for (int32_t lane = 0; lane < n_panels_ * kPanel; lane += kLanes) {
+      const Floats sum = load(sum_ + lane);
+      store(sum_ + lane, select(sum > 0, (load(max_ + lane) + log2_of(sum)) * kLn2, broadcast(kNothing)));
     }
+    for (int32_t row = 0; row < tile_.n_rows; ++row) tile_.lse[row * tile_.lse_stride] = sum_[row];
   }
 
   /// The results of up to kLanes rows, from [dim][kPanel].
   void write_rows(const float* from, Floats factor, int32_t row, int32_t n) {
-    for (int32_t d = 0; d < dim_; d += 4) {  // head sizes are multiples of 8
-      Floats block[4];
-      for (int i = 0; i < 4; ++i) block[i] = load(from + (d + i) * kPanel) * factor;
-      transpose4(block);
-      for (int32_t r = 0; r < n; ++r) {
-        __builtin_memcpy(tile_.o + (row + r) * tile_.o_stride + d,
-                         reinterpret_cast<const Float4*>(&block[r % 4]) + r / 4, sizeof(Float4));
+    for (int32_t d = 0; d < dim_; d += kLanes) {
+      Floats block[kLanes];
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) block[i] = d + i < dim_ ? load(from + (d + i) * kPanel) * factor : Floats{};
+      transpose(block);
+      float* out = tile_.o + row * tile_.o_stride + d;
+      if (n >= kLanes && dim_ - d >= kLanes) {
+        WINNOW_UNROLL
+        for (int i = 0; i < kLanes; ++i) store(out + i * tile_.o_stride, block[i]);
+      } else {
+        for (int32_t i = 0; i < n; ++i) store_some(out + i * tile_.o_stride, block[i], dim_ - d);
       }
     }
   }
@@ -339,8 +372,10 @@ class TileRun {
   const UnpackedKv& kv_;
   int32_t dim_;
   int32_t n_panels_ = 0;
+  int32_t n_visits_ = 0;  // key tiles that are left
   bool first_ = true;
   int64_t computed_ = 0;
+  Fetch fetch_;
   std::byte* q_;         // [panel] Math's form
   float* o_;             // [panel][dim][kPanel]
   float* s_;             // [panel][kTileSlots][kPanel]

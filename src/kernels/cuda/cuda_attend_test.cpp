@@ -212,8 +212,20 @@ TEST_P(CudaAttend, ChunksOfRowsAreTheWhole) {
       device().attend(args);
     }
     on_gpu.download(parts.o, parts.lse);
-    EXPECT_EQ(parts.o, whole.o) << chunk;
-    EXPECT_EQ(parts.lse, whole.lse) << chunk;
+    if (GetParam() == "portable") {
+      EXPECT_EQ(parts.o, whole.o) << chunk;
+      EXPECT_EQ(parts.lse, whole.lse) << chunk;
+      continue;
+    }
+    // Hopper's kernels work on two lists at a time, and a chunk pairs them otherwise: sums come in another order. lse
+    // is float32, outputs are rounded to bf16 afterwards.
+    for (size_t i = 0; i < whole.lse.size(); ++i) {
+      if (parts.lse[i] == whole.lse[i]) continue;  // both -infinity, too
+      ASSERT_NEAR(parts.lse[i], whole.lse[i], 1e-5 * (1 + std::abs(whole.lse[i]))) << i << " of chunks of " << chunk;
+    }
+    for (size_t i = 0; i < whole.o.size(); ++i) {
+      ASSERT_NEAR(parts.o[i], whole.o[i], 8e-3 * std::abs(whole.o[i]) + 1e-5) << i << " of chunks of " << chunk;
+    }
   }
 }
 

@@ -1,7 +1,5 @@
 // The attention call and the verbs: host data becomes tables in GPU memory, then kernels are launched.
 #include <algorithm>
-#include <cstring>
-#include <optional>
 
 #include "base/error.h"
 #include "kernels/cuda/check.h"

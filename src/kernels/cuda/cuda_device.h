@@ -29,6 +29,7 @@ class CudaDevice final : public Device {
 
   Scratch scratch(int64_t rows, int64_t cols) override { return matrix(rows, cols, Type::f32); }
   Scratch activations(int64_t rows, int64_t cols) override { return matrix(rows, cols, Type::bf16); }
+  bool memory_is_host() const override { return false; }
   void upload(Mat to, const float* from) override;
   void download(float* to, Mat from) override;
   std::shared_ptr<std::byte> allocate(size_t bytes) override { return gpu_memory_.block(bytes); }
@@ -106,7 +107,6 @@ class CudaDevice final : public Device {
   std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
   void attend_few_rows(const AttnArgs& args, const Call& call);
   void attend_many_rows(const AttnArgs& args, const Call& call);
-  std::vector<float> download_floats(const std::byte* from, size_t n);
 
   cudaDeviceProp properties_;
   Stream stream_;

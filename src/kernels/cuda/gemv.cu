@@ -117,30 +117,12 @@ void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
 }  // namespace
 
 void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
-  switch (call.n_rows) {
-    case 1:
-      launch<1>(call, n_sm, stream);
-      break;
-    case 2:
-      launch<2>(call, n_sm, stream);
-      break;
-    case 3:
-      launch<3>(call, n_sm, stream);
-      break;
-    case 4:
-      launch<4>(call, n_sm, stream);
-      break;
-    case 5:
-      launch<5>(call, n_sm, stream);
-      break;
-    case 6:
-      launch<6>(call, n_sm, stream);
-      break;
-    case 7:
-      launch<7>(call, n_sm, stream);
-      break;
-    default:
-      launch<8>(call, n_sm, stream);
+  if (call.n_rows == 1) {
+    launch<1>(call, n_sm, stream);
+  } else if (call.n_rows == 2) {
+    launch<2>(call, n_sm, stream);
+  } else {
+    launch<3>(call, n_sm, stream);
   }
   check(cudaGetLastError(), "launching a product");
 }
