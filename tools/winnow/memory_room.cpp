@@ -54,7 +54,7 @@ int64_t process_room() {
 }
 
 bool on_gpu(Engine& engine) {
-  return engine.device().name() == "cuda";
+  return !engine.device().memory_is_host();
 }
 
 /// Weights in bf16 that will still be copied to the GPU.
