@@ -63,6 +63,8 @@ class Ops {
 
   /// The selection with its lists in vectors, for those who look at them.
   virtual Selection on_host(const Selection& selection) { return selection; }
+  /// The selection with its lists where the device reads them fastest, for those who use it many times.
+  virtual Selection on_device(const Selection& selection) { return selection; }
 
   /// Calls work(item, thread) for all items, spread over the device's host threads: heads are scored side by side.
   /// Verbs may be called from inside.

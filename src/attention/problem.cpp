@@ -343,6 +343,7 @@ ProblemOn::ProblemOn(Device& device, const ProblemData& data, int copies) : devi
   o_ = device.activations(q.n_rows, width);
   lse_ = device.scratch(1, q.n_rows * q.n_head);
   device.upload(q_, q.data);
+  selection_ = device.on_device(data.selection());
   for (int copy = 0; copy < copies; ++copy) {
     const AttnArgs args = data.args_of_copy(copy);
     heads_.emplace_back(args.kv.heads.begin(), args.kv.heads.end());
@@ -370,6 +371,7 @@ AttnArgs ProblemOn::args(int copy) const {
   args.kv.heads = heads_[static_cast<size_t>(copy)];
   args.o = o_->heads(args.q.head_dim);
   args.lse = lse_->data;
+  if (args.selection != nullptr) args.selection = &selection_;
   return args;
 }
 

@@ -96,6 +96,7 @@ class ProblemOn {
   Device& device_;
   const ProblemData& data_;
   Scratch q_, o_, lse_;
+  Selection selection_;
   std::vector<std::shared_ptr<std::byte>> blocks_;
   std::vector<std::unique_ptr<std::vector<const std::byte*>>> lists_;  // two for each kv head and copy
   std::vector<std::vector<KvHead>> heads_;                             // [copy]

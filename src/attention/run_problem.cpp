@@ -152,7 +152,7 @@ ProblemResult run_problem(Device& device, const Problem& problem, double seconds
     result.seconds = std::min(result.seconds, seconds_since(begin));
   }
   result.gflops = 4e-9 * problem.dim * static_cast<double>(result.counts.computed) / result.seconds;
-  result.tile_gflops = 4e-9 * problem.dim * static_cast<double>(tile_pairs(args)) / result.seconds;
+  result.tile_gflops = 4e-9 * problem.dim * static_cast<double>(tile_pairs(data.args())) / result.seconds;
   result.peak_gflops = device.peak_gflops();
   result.gb_per_second = static_cast<double>(data.kv_bytes()) / result.seconds / 1e9;
   result.read_gb_second = read_speed(device);

@@ -82,6 +82,7 @@ void Engine::guarded(std::span<Sequence* const> sequences, const std::function<v
   try {
     work();
   } catch (...) {
+    device_->sync();  // counts that are still on their way belong to sequences that may go now
     for (size_t i = 0; i < sequences.size(); ++i) {
       Sequence& sequence = *sequences[i];
       sequence.tokens_.resize(before[i].n_tokens);

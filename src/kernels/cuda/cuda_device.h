@@ -64,6 +64,7 @@ class CudaDevice final : public Device {
                     std::vector<float>& scores) override;
   Selection select_lines(const LineArgs& args) override;
   Selection on_host(const Selection& selection) override;
+  Selection on_device(const Selection& selection) override;
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
     pool_.parallel_for(n_items, work);
   }

@@ -118,4 +118,20 @@ Selection CudaDevice::on_host(const Selection& selection) {
   return host;
 }
 
+Selection CudaDevice::on_device(const Selection& selection) {
+  if (selection.everything() || selection.on_device != nullptr) return selection;
+  const auto lock = begin();
+  auto made = std::make_shared<GpuLists>();
+  made->memory.push_back(upload_lists(selection, made->lists));
+  made->n_block = selection.block_begin.size();
+  made->n_column = selection.column.size();
+  Selection moved;
+  moved.block_q = selection.block_q;
+  moved.block_k = selection.block_k;
+  moved.n_head = selection.n_head;
+  moved.n_block_q = selection.n_block_q;
+  moved.on_device = std::move(made);
+  return moved;
+}
+
 }  // namespace winnow::cuda
