@@ -31,7 +31,7 @@ __device__ __forceinline__ int32_t first_lane(int32_t x) {
   return __shfl_sync(~0U, x, 0);
 }
 
-// ---- mbarriers -----------------------------------------------------------------------------------------------------
+// ---- mbarriers
 
 using Barrier = uint64_t;
 
@@ -75,7 +75,6 @@ __device__ __forceinline__ void wait(Barrier& barrier, uint32_t parity) {
 }
 
 // ---- barriers of some of a block's warps, by number
-// ------------------------------------------------------------------
 
 __device__ __forceinline__ void sync_named(int32_t id, int32_t n_threads) {
   asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
@@ -98,7 +97,6 @@ __device__ __forceinline__ bool any_named(int32_t id, int32_t n_threads, bool mi
 }
 
 // ---- copies
-// ----------------------------------------------------------------------------------------------------------
 
 /// One box of a three-dimensional tensor into shared memory; completes on `barrier`.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& barrier, int32_t row) {
@@ -129,7 +127,6 @@ __device__ __forceinline__ void show_stores() {
 }
 
 // ---- registers
-// -------------------------------------------------------------------------------------------------------
 
 template <int kRegisters>
 __device__ __forceinline__ void claim_registers() {
@@ -142,7 +139,6 @@ __device__ __forceinline__ void release_registers() {
 }
 
 // ---- wgmma: d += a b, bf16 in, float out, by four warps
-// ----------------------------------------------------------------
 //
 // Matrices in shared memory are swizzled by 128 bytes: rows of 64 values, groups of eight rows 1024 bytes apart.
 
@@ -246,7 +242,6 @@ __device__ __forceinline__ void multiply_columns(float (&d)[64], const uint32_t 
 #undef WINNOW_F64
 
 // ---- arithmetic
-// ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y = 0;

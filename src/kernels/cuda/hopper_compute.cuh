@@ -32,17 +32,17 @@ class Computer {
   __device__ Computer(const Params& p, Shared<kDim>& shared) : p_(p), shared_(shared) {}
 
   __device__ void run() {
-    auto index = static_cast<int32_t>(blockIdx.x);
-    while (agree(index < p_.n_tiles)) {
-      shared_.tiles[warp()].x = index;  // read again at the end, not to be kept in a register
+    next_ = static_cast<int32_t>(blockIdx.x);
+    while (agree(next_ < p_.n_tiles)) {
+      int32_t index = next_;
       start(Tile(p_, index));
       if constexpr (S::kOverlaps) {
         run_overlapped();
       } else {
         run_in_order();
       }
-      finish(Tile(p_, shared_.tiles[warp()].x));
-      index = shared_.tiles[warp()].y;
+      pin(index);  // so that the tile is computed anew, not kept in registers meanwhile
+      finish(Tile(p_, index));
     }
   }
 
@@ -57,8 +57,7 @@ class Computer {
   /// From scores to logits in units of log 2.
   __device__ float factor() const { return kLogits == Logits::general ? 1.0F : p_.scale * kLog2E; }
 
-  /// Whether the thread has a row r.
-  static __device__ bool is_row(const Tile& tile, int r) { return first_row() + 8 * r < tile.n_rows; }
+  __device__ bool is_row(int r) const { return r < n_rows_; }
 
   __device__ bool votes() const {
     return kLogits == Logits::voting || (kLogits == Logits::general && p_.skip != nullptr);
@@ -74,14 +73,17 @@ class Computer {
     const int32_t row = first_row();
     split_ = agree(tile.split);
     ended_ = false;
+    n_rows_ = (row < tile.n_rows ? 1 : 0) + (row + 8 < tile.n_rows ? 1 : 0);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // Where rows are missing, none of the warp's pieces counts as seen by all, so that every one goes through hide().
-      shared_.sees[row + 8 * r] = is_row(tile, r) ? tile.visible(p_, row + 8 * r) : int2{kEnd, 0};
+      shared_.sees[row + 8 * r] = is_row(r) ? tile.visible(p_, row + 8 * r) : int2{0, 0};
       max_[r] = kNone;
       sum_[r] = 0;
     }
-    __syncwarp();
+    const int32_t first = warpgroup() * kGroupRows;
+    const int32_t end = min(first + kGroupRows, tile.n_rows);
+    // Threads read only what they wrote themselves, here as above.
+    shared_.all_see[warp()] = first < end ? int2{tile.visible(p_, end - 1).x, tile.visible(p_, first).y} : int2{0, 0};
     if (votes()) threshold_ = p_.skip[tile.head] * kLog2E;
     if (kLogits == Logits::general && p_.kv.bias != nullptr) bias_ = p_.kv.bias + tile.kv_head * p_.kv.capacity;
     computed_ = 0;
@@ -106,7 +108,7 @@ class Computer {
 #pragma unroll
         for (int j = 0; j < kDim / 32; ++j) {
           uint32_t x[4];
-          load_eight(row, is_row(tile, r) ? p_.q.head_dim : 0, 32 * j + 4 * first_column(), x);
+          load_eight(row, is_row(r) ? p_.q.head_dim : 0, 32 * j + 4 * first_column(), x);
           transpose_in_quad(x);
 #pragma unroll
           for (int i = 0; i < 4; ++i) q_[2 * j + i / 2][i % 2 * 2 + r] = x[i];
@@ -140,8 +142,7 @@ class Computer {
       if (shrinks()) shrink_outputs();
       pack();
       Step next;
-      bool more = take(next, step.slot[0]);
-      while (agree(more)) {
+      while (agree(take(next, step.slot[0]))) {
         begin_products();
         multiply_keys(next);
         multiply_values(step);
@@ -149,34 +150,23 @@ class Computer {
         softmax(next);
 #pragma unroll
         for (auto& scores : s_) pin(scores);
-        // Pieces are best taken while products run; where lists differ, that would hold too much of the ring.
-        Step after;
-        if (!split_) more = take(after, step.slot[0]);
-        wait_for_outputs();
+        if (shrinks()) {  // waits in either branch: a wait ahead of it would move up to before the softmax
+          wait_products<0, 1>();
+          pin_outputs();
+          shrink_outputs();
+        } else {
+          wait_products<0, 2>();
+          pin_outputs();
+        }
         give_back(step);
-        if (split_) more = take(after, next.slot[0]);
         pack();
         step = next;
-        next = after;
       }
       begin_products();
       multiply_values(step);
       wait_products<0>();
       pin_outputs();
       give_back(step);
-    }
-  }
-
-  /// Until all products are over; then shrinks what they gave. Waits in either branch: a wait ahead of both would move
-  /// up to before the softmax.
-  __device__ __forceinline__ void wait_for_outputs() {
-    if (shrinks()) {
-      wait_products<0, 1>();
-      pin_outputs();
-      shrink_outputs();
-    } else {
-      wait_products<0, 2>();
-      pin_outputs();
     }
   }
 
@@ -222,10 +212,10 @@ class Computer {
       const Piece& piece = shared_.piece[slot];
       begin = piece.begin;
       const bool wanted = agree((piece.wanted >> warpgroup() & 1) != 0);
+      ended_ = agree(begin == kEnd);
+      if (ended_) next_ = piece.column[0];
       cursor_.advance();
       if (wanted) return true;
-      ended_ = agree(begin == kEnd);
-      if (ended_) shared_.tiles[warp()].y = piece.column[0];
       give_back(slot);
     }
     return false;
@@ -286,16 +276,14 @@ class Computer {
 
   /// Scores to probabilities, in place, and what the outputs so far shrink by.
   __device__ __forceinline__ void softmax(Step& step) {
-    // Slots from `from` to `to` are seen by all rows of the warp.
-    const int32_t from = shared_.sees[warp() * 16 + 15].x;
-    const int32_t to = shared_.sees[warp() * 16].y;
+    const int2 all_see = shared_.all_see[warp()];
     float largest[kStep][2];
 #pragma unroll
     for (int i = 0; i < kStep; ++i) {
       pin(s_[i]);
       if constexpr (kLogits == Logits::general) make_logits(i, step);
-      n_seen_[i] = 2 * kPiece / 4;
-      if (step.begin[i] < from || step.begin[i] > to - kPiece) hide(i, step);
+      n_seen_[i] = kPiece / 4 * ((is_row(0) ? 1 : 0) + (is_row(1) ? 1 : 0));
+      if (step.begin[i] < all_see.x || step.begin[i] > all_see.y - kPiece) hide(i, step);
       find_largest(i, largest[i]);
     }
     float before[2] = {max_[0], max_[1]};
@@ -349,7 +337,7 @@ class Computer {
       for (int r = 0; r < 2; ++r) {
         const float x = over_quad(largest[i][r]);
         max_[r] = fmaxf(max_[r], x);  // where a piece is dropped, this changes nothing
-        keep |= x != kNone && !((x - max_[r]) * factor() < threshold_);
+        keep |= is_row(r) && x != kNone && !((x - max_[r]) * factor() < threshold_);
       }
       step.kept[i] = any_named(kFirstVote + warpgroup(), kWarpgroup, keep);
     }
@@ -444,7 +432,7 @@ class Computer {
       sum_[r] += __shfl_xor_sync(~0U, sum_[r], 1);
       sum_[r] += __shfl_xor_sync(~0U, sum_[r], 2);
       inverse[r] = sum_[r] > 0 ? 1 / sum_[r] : 0;
-      if (p_.lse == nullptr || first_column() != 0 || !is_row(tile, r)) continue;
+      if (p_.lse == nullptr || first_column() != 0 || !is_row(r)) continue;
       const float lse = sum_[r] > 0 ? max_[r] * factor() * kLn2 + logf(sum_[r]) : kNone;
       p_.lse[(tile.row + first_row() + 8 * r) * p_.q.n_head + tile.head] = lse;
     }
@@ -469,15 +457,17 @@ class Computer {
         float low[4], high[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) low[i] = x[4 * i] * factor[r], high[i] = x[4 * i + 1] * factor[r];
-        store_quad(row, is_row(tile, r) ? p_.o.head_dim : 0, 32 * j, low, high);
+        store_quad(row, is_row(r) ? p_.o.head_dim : 0, 32 * j, low, high);
       }
     }
   }
 
   const Params& p_;
   Shared<kDim>& shared_;
+  int32_t n_rows_;     // how many of the thread's two there are
   bool split_;         // of the tile
   bool ended_;         // no pieces of the tile are left
+  int32_t next_;       // tile
   float threshold_;    // of skip-softmax, in units of log 2
   const float* bias_;  // of the kv head
   Cursor<S::kSlots> cursor_;

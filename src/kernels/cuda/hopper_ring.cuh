@@ -18,9 +18,9 @@ constexpr uint32_t kLoadingWarps = 4;    // arrivals that make a slot full
 constexpr uint32_t kComputingWarps = 8;  // arrivals that make it empty
 
 // Named barriers. Of those of the computing warpgroups, one for each.
-constexpr int kFirstVote = 1;
-constexpr int kFirstQueries = 3;
-constexpr int kLoading = 5;
+constexpr int kFirstVote = 3;
+constexpr int kFirstQueries = 5;
+constexpr int kLoading = 7;
 
 // First slots of pieces that are no intervals. Nobody sees slots from kNothing on.
 constexpr int32_t kColumns = -1;
@@ -68,9 +68,9 @@ struct Ring {
   Piece piece[S::kSlots];
   Barrier full[S::kSlots];
   Barrier empty[S::kSlots];
-  int32_t next_tile;            // among loading warps
-  int2 sees[kTileRows];         // slots that a row sees
-  int2 tiles[kComputingWarps];  // that a computing warp is at, and its next
+  int32_t next_tile;              // among loading warps
+  int2 sees[kTileRows];           // slots that a row sees
+  int2 all_see[kComputingWarps];  // slots that all rows of a computing warpgroup see, as each warp wrote it
 };
 
 template <int kDim>
