@@ -1,3 +1,4 @@
+// The K types that large models are stored in, decoded in vectors of 16.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own "undefined" vectors
 #endif
