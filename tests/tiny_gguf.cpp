@@ -6,7 +6,7 @@
 #include <random>
 
 #include "base/error.h"
-#include "gguf_writer.h"
+#include "model/gguf_writer.h"
 
 namespace winnow {
 namespace {

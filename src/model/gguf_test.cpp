@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "gguf_writer.h"
+#include "model/gguf_writer.h"
 #include "tiny_gguf.h"
 
 namespace winnow {
@@ -74,6 +74,23 @@ TEST(Gguf, TensorsLieWhereTheFileSays) {
   EXPECT_TRUE(file->has("first"));
   EXPECT_FALSE(file->has("second"));
   EXPECT_THAT(file->vector("first", 3), ElementsAre(0, 0, 0));
+}
+
+TEST(Gguf, TensorsMayShareTheirData) {
+  GgufWriter writer;
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
+  std::vector<std::byte> data(sizeof(float) * values.size());
+  std::memcpy(data.data(), values.data(), data.size());
+  writer.tensor("other", {3}, 1, bytes_of(6));
+  writer.tensor("matrix", {2, 3}, 0, data);
+  writer.tensor_like("again", {2, 3}, 0, "matrix");
+  writer.tensor("last", {3}, 1, bytes_of(6));
+  writer.tensor_like("row", {3}, 0, "again");
+  const std::vector<std::byte> bytes = writer.finish();
+  const auto file = parse(bytes);
+  EXPECT_EQ(file->weight("again", 2, 3).data, file->weight("matrix", 2, 3).data);
+  EXPECT_THAT(file->vector("row", 3), ElementsAre(1, 2, 3));
+  EXPECT_THAT(file->vector("last", 3), ElementsAre(0, 0, 0));
 }
 
 TEST(Gguf, VectorsOfHalfPrecision) {

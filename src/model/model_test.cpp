@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "gguf_writer.h"
+#include "model/gguf_writer.h"
 #include "model/model_file.h"
 #include "model/rope.h"
 #include "tiny_gguf.h"

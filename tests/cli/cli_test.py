@@ -299,6 +299,24 @@ class Bench(Case):
             self.assertGreater(row["decode_tok_s"], 0)
         self.assertEqual(rows[3]["kv_bytes"], 3 * rows[0]["kv_bytes"])
 
+    def test_shapes_with_random_weights(self):
+        rows = self.lines("bench", "--shape", "tiny", "--random-weights", "--prompt", "64,512", "--gen", 4, "--depth",
+                          "0,1500", "--reps", 1, "--method", "dense", "--method", "flexprefill(min_len=0, min_budget=128)")
+        self.assertEqual(len(rows), 8)
+        for row in rows:
+            self.assertEqual(list(row), self.KEYS)
+            self.assertEqual(row["model"], "tiny (random weights)")
+            self.assertGreater(row["decode_tok_s"], 0)
+        self.assertLess(rows[-1]["density"], 0.9)
+        self.assertIn("llama-3-8b", self.good("bench", "--help"))
+        self.refused("bench", "--shape", "tiny", says=["--shape", "--random-weights"], code=2)
+        self.refused("bench", "--random-weights", says=["--shape", "--random-weights"], code=2)
+        self.refused("bench", "--shape", "huge", "--random-weights", says=["huge", "llama-3-8b"], code=2)
+        shape = ("bench", "--shape", "tiny", "--random-weights")
+        self.refused(*shape, "-m", model(), says=["--shape", "--model"], code=2)
+        self.refused(*shape, "-f", path("text.txt"), says=["--shape", "--file"], code=2)
+        self.refused(*shape, "-c", 100, "--prompt", 200, says=["tokens", "100"])
+
     def test_too_long(self):
         self.refused("bench", "-m", model(), "--prompt", 4000, "--depth", 1000, says=["tokens", "4,096"])
 

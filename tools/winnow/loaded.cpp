@@ -16,6 +16,18 @@ Type kv_type(const std::string& name) {
   return name == "q8_0" ? Type::q8_0 : Type::f16;
 }
 
+void start_engine(Loaded& loaded, std::unique_ptr<Model> model, const ModelOptions& options,
+                  EngineOptions engine_options) {
+  if (options.n_ctx > model->shape().n_ctx) {
+    fail("-c {}: this model was made for at most {} tokens", options.n_ctx, model->shape().n_ctx);
+  }
+  engine_options.kv_type = kv_type(options.kv);
+  engine_options.n_ctx = options.n_ctx;
+  loaded.engine =
+      std::make_unique<Engine>(std::move(model), make_device(options.device, options.threads), engine_options);
+  check_signal();
+}
+
 }  // namespace
 
 Loaded load(const ModelOptions& options, EngineOptions engine_options) {
@@ -27,14 +39,15 @@ Loaded load(const ModelOptions& options, EngineOptions engine_options) {
     fail("{}: the tokenizer has {} tokens and the model only {}", options.path, loaded.tokenizer->n_vocab(),
          model->shape().n_vocab);
   }
-  if (options.n_ctx > model->shape().n_ctx) {
-    fail("-c {}: this model was made for at most {} tokens", options.n_ctx, model->shape().n_ctx);
-  }
-  engine_options.kv_type = kv_type(options.kv);
-  engine_options.n_ctx = options.n_ctx;
-  loaded.engine =
-      std::make_unique<Engine>(std::move(model), make_device(options.device, options.threads), engine_options);
-  check_signal();
+  start_engine(loaded, std::move(model), options, engine_options);
+  return loaded;
+}
+
+Loaded load(std::vector<std::byte> gguf, const ModelOptions& options) {
+  Loaded loaded;
+  loaded.bytes = std::move(gguf);
+  loaded.file = Gguf::parse(options.path, loaded.bytes.data(), loaded.bytes.size());
+  start_engine(loaded, load_model(loaded.file), options, {});
   return loaded;
 }
 

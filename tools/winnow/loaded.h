@@ -15,14 +15,17 @@
 namespace winnow {
 
 struct Loaded {
+  std::vector<std::byte> bytes;  // of a model that was made in memory; the engine's weights point into them
   std::shared_ptr<const Gguf> file;
-  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Tokenizer> tokenizer;  // null for a model that was made in memory
   std::unique_ptr<Engine> engine;
 };
 
 /// Opens the model. `engine_options` takes its kv_type and n_ctx from `options`. Throws Error for all that can be
 /// wrong.
 Loaded load(const ModelOptions& options, EngineOptions engine_options = {});
+/// The same for a GGUF file in memory that has no tokenizer; options.path only names it.
+Loaded load(std::vector<std::byte> gguf, const ModelOptions& options);
 
 /// The model's chat template; throws Error, naming --raw, where it has none.
 std::unique_ptr<ChatTemplate> chat_template(const Loaded& loaded);

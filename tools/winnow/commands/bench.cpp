@@ -1,5 +1,5 @@
-// winnow bench: how fast a model reads and writes at several lengths and depths. `bench attend` times one attention
-// call.
+// winnow bench: how fast a model, or a shape with random weights, reads and writes at several lengths and depths.
+// `bench attend` times one attention call.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "command.h"
 #include "files.h"
 #include "loaded.h"
+#include "model/synthetic.h"
 #include "output.h"
 #include "signals.h"
 
@@ -25,6 +26,8 @@ struct Options {
   int n_gen = 32;
   int n_reps = 3;
   std::string file;
+  std::string shape;  // with random weights; empty: a model file
+  bool random_weights = false;
 };
 
 // Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
@@ -47,8 +50,19 @@ constexpr std::string_view kSentences[] = {
     "for (int i = 0; i < n; ++i) total += price[i] * count[i];\n",
 };
 
+Loaded load_shape_or_file(const Options& options) {
+  if (options.shape.empty()) return load(options.model);
+  const std::span<const SyntheticShape> shapes = synthetic_shapes();
+  const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const auto& s) { return s.name == options.shape; });
+  WINNOW_ASSERT(found != shapes.end());
+  ModelOptions model = options.model;
+  model.path = options.shape;
+  return load(synthetic_gguf(*found), model);
+}
+
 /// `n` ids of running text, the same on every call.
 std::vector<int32_t> make_tokens(const Loaded& loaded, const Options& options, int64_t n) {
+  if (!options.shape.empty()) return synthetic_tokens(n);
   std::vector<int32_t> tokens;
   if (!options.file.empty()) {
     tokens = loaded.tokenizer->encode(read_text(options.file), false);
@@ -169,7 +183,7 @@ void add_row(Table& table, const Policy& policy, const Row& row) {
 }
 
 void run(const Options& options) {
-  const Loaded loaded = load(options.model);
+  const Loaded loaded = load_shape_or_file(options);
   Engine& engine = *loaded.engine;
   std::vector<Policy> policies;
   for (const std::string& text : options.model.methods) {
@@ -203,6 +217,20 @@ void run(const Options& options) {
              engine.device().n_threads(), options.n_reps, table.text());
 }
 
+void add_shape(CLI::App& app, Options& options) {
+  std::vector<std::string> names;
+  for (const SyntheticShape& shape : synthetic_shapes()) names.emplace_back(shape.name);
+  const std::string meaning = fmt::format("instead of -m, a model's shape: {}", fmt::join(names, ", "));
+  CLI::Option* shape = app.add_option("--shape", options.shape, meaning + "; with --random-weights")
+                           ->check(CLI::IsMember(names).description(""))
+                           ->type_name("NAME");
+  CLI::Option* random = app.add_flag("--random-weights", options.random_weights,
+                                     "fill the shape with random weights and planted attention; its vocabulary is "
+                                     "4,096 tokens, so logits cost less than the model's own");
+  shape->needs(random)->excludes("--model")->excludes("--file");
+  random->needs(shape);
+}
+
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_model_options(app, options->model, kCtxLimit);
@@ -224,13 +252,14 @@ std::function<void()> add(CLI::App& app) {
       ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
+  add_shape(app, *options);
   const auto attend = add_bench_attend(app);
   return [options, attend] {
     if (attend->command->parsed()) {
       attend->run();
       return;
     }
-    if (options->model.path.empty()) throw CLI::RequiredError("--model");
+    if (options->model.path.empty() && options->shape.empty()) throw CLI::RequiredError("--model");
     run(*options);
   };
 }
@@ -242,6 +271,7 @@ const CommandInfo& command_bench() {
       "bench", "how fast a model reads and writes",
       "winnow bench -m qwen.gguf --prompt 512,2048,8192 --gen 32 --depth 0,8192\n"
       "winnow bench -m qwen.gguf --prompt 32768 --gen 0 --method dense --method flexprefill --reps 3 --json\n"
+      "winnow bench --shape llama-3-8b --random-weights --prompt 32768 --gen 0 --method dense --method flexprefill\n"
       "winnow bench attend \"prefill rows=8192 heads=12 kv=2 dim=128 density=0.1\"",
       add};
   return kInfo;

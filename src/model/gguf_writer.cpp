@@ -1,6 +1,9 @@
-#include "gguf_writer.h"
+#include "model/gguf_writer.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "base/error.h"
 
 namespace winnow {
 namespace {
@@ -21,8 +24,8 @@ void put_text(std::vector<std::byte>& to, std::string_view text) {
   to.insert(to.end(), bytes, bytes + text.size());
 }
 
-void pad(std::vector<std::byte>& to) {
-  to.resize((to.size() + kAlignment - 1) / kAlignment * kAlignment);
+size_t padded(size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 }  // namespace
@@ -76,7 +79,15 @@ void GgufWriter::integers(std::string_view name, const std::vector<int32_t>& val
 
 void GgufWriter::tensor(std::string_view name, const std::vector<int64_t>& shape, int32_t type,
                         std::vector<std::byte> data) {
-  tensors_.push_back({std::string(name), shape, type, std::move(data)});
+  tensors_.push_back({std::string(name), shape, type, std::move(data), data_bytes_});
+  data_bytes_ += padded(tensors_.back().data.size());
+}
+
+void GgufWriter::tensor_like(std::string_view name, const std::vector<int64_t>& shape, int32_t type,
+                             std::string_view other) {
+  const auto found = std::find_if(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return t.name == other; });
+  WINNOW_ASSERT(found != tensors_.end());
+  tensors_.push_back({std::string(name), shape, type, {}, found->offset});
 }
 
 std::vector<std::byte> GgufWriter::finish() const {
@@ -86,19 +97,18 @@ std::vector<std::byte> GgufWriter::finish() const {
   put<uint64_t>(file, tensors_.size());
   put<uint64_t>(file, n_values_);
   file.insert(file.end(), values_.begin(), values_.end());
-  uint64_t offset = 0;
   for (const Tensor& tensor : tensors_) {
     put_text(file, tensor.name);
     put(file, static_cast<uint32_t>(tensor.shape.size()));
     for (size_t d = tensor.shape.size(); d-- > 0;) put(file, tensor.shape[d]);
     put(file, tensor.type);
-    put(file, offset);
-    offset += (tensor.data.size() + kAlignment - 1) / kAlignment * kAlignment;
+    put(file, tensor.offset);
   }
-  pad(file);
+  const size_t begin = padded(file.size());
+  file.resize(begin + data_bytes_);
   for (const Tensor& tensor : tensors_) {
-    file.insert(file.end(), tensor.data.begin(), tensor.data.end());
-    pad(file);
+    std::copy(tensor.data.begin(), tensor.data.end(),
+              file.begin() + static_cast<std::ptrdiff_t>(begin + tensor.offset));
   }
   return file;
 }
