@@ -329,6 +329,7 @@ TEST_F(CudaOps, CountsAndReusesMemory) {
   const int64_t before = device().memory().held();
   {
     std::vector<std::shared_ptr<std::byte>> blocks;
+    blocks.reserve(10000);
     for (int i = 0; i < 10000; ++i) blocks.push_back(device().allocate(16384));
     EXPECT_EQ(device().memory().held(), before + 10000 * 16384);
   }
