@@ -51,7 +51,12 @@ class Products {
   struct Shape {
     int64_t n_out, n_in, rows, w_ld, x_ld, y_ld;
     Type y_type;
-    auto operator<=>(const Shape&) const = default;
+    bool operator<(const Shape& other) const {
+      const auto key = [](const Shape& s) {
+        return std::tie(s.n_out, s.n_in, s.rows, s.w_ld, s.x_ld, s.y_ld, s.y_type);
+      };
+      return key(*this) < key(other);
+    }
   };
 
   void copy_in(const Weight& weight, __nv_bfloat16* to, int64_t ld);
