@@ -18,10 +18,6 @@ inline Ints pair_bf16(Floats a, Floats b) {
   return reinterpret_cast<Ints>(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both));
 }
 
-inline void store(int32_t* to, Ints v) {
-  __builtin_memcpy(to, &v, sizeof(v));
-}
-
 inline int32_t round_up(int32_t n, int32_t unit) {
   return (n + unit - 1) / unit * unit;
 }
@@ -69,19 +65,15 @@ inline void pack_weight_pairs(const float* p, const Keys& keys, int32_t first, i
 /// One row of the cache as bf16 [padded], zeros behind head_dim. `row` null: all zeros.
 template <typename Codec>
 inline void unpack_row_bf16(const std::byte* row, int32_t head_dim, int32_t padded, uint16_t* to) {
-  alignas(64) float values[16];
-  for (int32_t d = 0; d < padded; d += 16) {
-    Floats v{};
-    if (row != nullptr && d + 16 <= head_dim) {
-      v = Codec::load(row, d);
-    } else if (row != nullptr && d < head_dim) {
-      for (float& x : values) x = 0;
-      unpack_row<Codec>(row + Codec::row_bytes(d), head_dim - d, values);
-      v = cpu::load(values);
-    }
-    const auto half = _mm512_cvtneps_pbh(v);
-    const int32_t n = smaller(16, padded - d);
-    __builtin_memcpy(to + d, &half, static_cast<size_t>(n) * 2);
+  const auto half = [](Floats v) { return _mm512_cvtneps_pbh(v); };
+  int32_t d = 0;
+  for (; row != nullptr && d + kLanes <= head_dim; d += kLanes) {
+    const auto values = half(Codec::load(row, d));
+    __builtin_memcpy(to + d, &values, sizeof(values));
+  }
+  for (; d < padded; d += kLanes) {
+    const auto values = half(row == nullptr ? Floats{} : load_tail<Codec>(row, d, head_dim));
+    __builtin_memcpy(to + d, &values, size_t{2} * static_cast<size_t>(smaller(kLanes, padded - d)));
   }
 }
 

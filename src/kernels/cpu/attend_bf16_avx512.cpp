@@ -14,7 +14,8 @@ inline Floats add_products(Floats sum, int32_t pair, Ints lanes) {
 struct MathBf16 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::bf16;
-  static constexpr int kStep = 12;  // with two vectors each, and three more registers
+  static constexpr int kStep = 12;       // with two vectors each, and three more registers
+  static constexpr int kSplitStep = 16;  // with one vector each
 
   static size_t query_bytes(int32_t dim) { return size_t{2} * kPanel * static_cast<size_t>(round_up(dim, 16)); }
   static size_t result_dim(int32_t dim) { return static_cast<size_t>(dim); }
@@ -38,16 +39,15 @@ struct MathBf16 {
     auto* pairs = reinterpret_cast<int32_t*>(to.v) + int64_t{block} * kPairs * dim;
     with_codec(type, [&](auto codec) {
       using Codec = decltype(codec);
-      alignas(64) float values[2][kMostDim];
       for (int32_t row = 0; row < n_rows; row += 2) {
-        unpack_row<Codec>(from + row * Codec::row_bytes(dim), dim, values[0]);
-        if (row + 1 < n_rows) unpack_row<Codec>(from + (row + 1) * Codec::row_bytes(dim), dim, values[1]);
+        const std::byte* first = from + row * Codec::row_bytes(dim);
+        const std::byte* second = from + smaller(row + 1, n_rows - 1) * Codec::row_bytes(dim);  // absent: weight 0
         int32_t* out = pairs + int64_t{row} / 2 * dim;
-        for (int32_t d = 0; d < dim; d += kLanes) {
-          const Floats second = row + 1 < n_rows ? cpu::load(values[1] + d) : Floats{};
-          const Ints both = pair_bf16(cpu::load(values[0] + d), second);
-          __builtin_memcpy(out + d, &both, sizeof(int32_t) * static_cast<size_t>(smaller(kLanes, dim - d)));
-        }
+        int32_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) store(out + d, pair_bf16(Codec::load(first, d), Codec::load(second, d)));
+        if (d == dim) continue;
+        const Ints both = pair_bf16(load_tail<Codec>(first, d, dim), load_tail<Codec>(second, d, dim));
+        store_some(out + d, both, dim - d);
       }
     });
   }
@@ -78,10 +78,17 @@ struct MathBf16 {
   }
 
   static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+    scores_of<0, kStep>(q, keys, keys.from, keys.split, s, fetch);
+    scores_of<1, kSplitStep>(q, keys, keys.split, keys.to, s, fetch);
+  }
+
+  /// Scores of the keys [from, to) with a panel's vectors from kFirst on.
+  template <int kFirst, int kMost>
+  static void scores_of(const std::byte* q, const Keys& keys, int32_t from, int32_t to, float* s, Fetch& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
     const int32_t n_pairs = keys.dim / 2;
-    const int32_t* rows = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{keys.row + keys.from} * n_pairs;
-    each_piece<kStep>(keys.to - keys.from, [&](int32_t begin, auto size) {
+    const int32_t* rows = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{keys.row + from} * n_pairs;
+    each_piece<kMost>(to - from, [&](int32_t begin, auto size) {
       constexpr int kSize = decltype(size)::value;
       fetch.lines();
       const int32_t* first = rows + int64_t{begin} * n_pairs;
@@ -92,14 +99,14 @@ struct MathBf16 {
         WINNOW_UNROLL
         for (int i = 0; i < kSize; ++i) {
           const int32_t pair = first[int64_t{i} * n_pairs + d];
-          sum[i][0] = add_products(sum[i][0], pair, q0);
+          if constexpr (kFirst == 0) sum[i][0] = add_products(sum[i][0], pair, q0);
           sum[i][1] = add_products(sum[i][1], pair, q1);
         }
       }
-      float* out = s + (keys.from + begin) * kPanel;
+      float* out = s + (from + begin) * kPanel;
       WINNOW_UNROLL
       for (int i = 0; i < kSize; ++i) {
-        cpu::store(out + i * kPanel, sum[i][0]);
+        if constexpr (kFirst == 0) cpu::store(out + i * kPanel, sum[i][0]);
         cpu::store(out + i * kPanel + kLanes, sum[i][1]);
       }
     });
@@ -111,6 +118,7 @@ struct MathBf16 {
     const int32_t dim = keys.dim;
     const int32_t first = (keys.row + keys.from) / 2;
     const int32_t n_pairs = (keys.row + keys.to + 1) / 2 - first;
+    const int32_t n_both = (keys.row + keys.split + 1) / 2 - first;  // those that a panel's first vector sees
     pack_weight_pairs(p, keys, 2 * first, n_pairs, weights);
     const int32_t* pairs = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{first} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {
@@ -118,15 +126,21 @@ struct MathBf16 {
       fetch.lines();
       Floats sum[kSize][2];
       load_sums(results, begin, sum);
-      for (int32_t pair = 0; pair < n_pairs; ++pair) {
-        const Ints p0 = cpu::load(weights + pair * kPanel);
-        const Ints p1 = cpu::load(weights + pair * kPanel + kLanes);
-        const int32_t* value = pairs + int64_t{pair} * dim + begin;
+      const int32_t* value = pairs + begin;
+      const int32_t* weight = weights;
+      for (int32_t pair = 0; pair < n_both; ++pair, value += dim, weight += kPanel) {
+        const Ints p0 = cpu::load(weight);
+        const Ints p1 = cpu::load(weight + kLanes);
         WINNOW_UNROLL
         for (int i = 0; i < kSize; ++i) {
           sum[i][0] = add_products(sum[i][0], value[i], p0);
           sum[i][1] = add_products(sum[i][1], value[i], p1);
         }
+      }
+      for (int32_t pair = n_both; pair < n_pairs; ++pair, value += dim, weight += kPanel) {
+        const Ints p1 = cpu::load(weight + kLanes);
+        WINNOW_UNROLL
+        for (int i = 0; i < kSize; ++i) sum[i][1] = add_products(sum[i][1], value[i], p1);
       }
       float* out = results.o + begin * kPanel;
       WINNOW_UNROLL

@@ -21,19 +21,23 @@ inline void with_codec(Type type, const F& f) {
   }
 }
 
-/// One row [head_dim] as float32. A tail shorter than a vector is copied by way of a whole one, so the codec's row is
-/// read only where it has whole vectors; head sizes that are no multiple of the lanes take the values one by one.
+/// The values of a row [head_dim] from d on, a multiple of kLanes, that are less than a whole vector; zeros behind
+/// them. They are copied, so that the codec reads nothing behind the row.
+template <typename Codec>
+inline Floats load_tail(const std::byte* row, int32_t d, int32_t head_dim) {
+  alignas(64) std::byte copy[4 * kLanes] = {};
+  const int64_t offset = Codec::row_bytes(d);
+  const int64_t n_bytes = Codec::row_bytes(head_dim) - offset;
+  if (n_bytes > 0) __builtin_memcpy(copy, row + offset, static_cast<size_t>(n_bytes));
+  return Codec::load(copy, 0);
+}
+
+/// One row [head_dim] as float32.
 template <typename Codec>
 inline void unpack_row(const std::byte* row, int32_t head_dim, float* to) {
   int32_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) store(to + d, Codec::load(row, d));
-  if (d >= head_dim) return;
-  // The last whole vector that ends with the row; head sizes are at least 8, vectors may be wider.
-  alignas(64) std::byte copy[4 * kLanes] = {};
-  const int64_t offset = Codec::row_bytes(d);
-  __builtin_memcpy(copy, row + offset, static_cast<size_t>(Codec::row_bytes(head_dim) - offset));
-  const Floats tail = Codec::load(copy, 0);
-  __builtin_memcpy(to + d, &tail, sizeof(float) * static_cast<size_t>(head_dim - d));
+  if (d < head_dim) store_some(to + d, load_tail<Codec>(row, d, head_dim), head_dim - d);
 }
 
 template <>

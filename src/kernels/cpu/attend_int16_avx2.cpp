@@ -34,10 +34,6 @@ inline Ints pair_up(Ints low, Ints high) {
   return (low & 0xffff) | (high << 16);
 }
 
-inline void store(int32_t* to, Ints v) {
-  __builtin_memcpy(to, &v, sizeof(v));
-}
-
 /// The largest magnitude of values [dim].
 inline float largest_of(const float* values, int32_t dim) {
   Floats largest{};

@@ -66,9 +66,10 @@ inline void transpose_panel(const float* from, int64_t stride, int32_t n_rows, i
 }
 
 /// What a product reads of a tile: its keys [from, to), of which key i is row `row` + i of the unpacked K or V.
+/// Those from `split` on are seen by no row of a panel's first vector, which need not be computed for them.
 struct Keys {
   const std::byte* rows;
-  int32_t row, from, to, dim;
+  int32_t row, from, split, to, dim;
 };
 
 /// Where a product with V adds to: the sums of one panel [result_dim][kPanel].
@@ -103,8 +104,8 @@ struct Panel {
   int32_t n_rows;
   int32_t begin_low, begin_high;  // of the rows' visible intervals
   int32_t end_low, end_high;
-  int32_t from, to;  // slots of the current tile
-  bool fresh;        // has no results yet
+  int32_t from, split, to;  // slots of the current tile; those from `split` on only the last kLanes rows may see
+  bool fresh;               // has no results yet
 };
 
 template <typename Math>
@@ -150,16 +151,16 @@ class TileRun {
   void start() {
     n_panels_ = (tile_.n_rows + kPanel - 1) / kPanel;
     const float factor = tile_.softcap > 0 ? tile_.scale / tile_.softcap : tile_.scale * kLog2E;
-    for (int32_t lane = 0; lane < n_panels_ * kPanel; ++lane) {
-      max_[lane] = kNothing;
-      sum_[lane] = 0;
-      begin_[lane] = lane < tile_.n_rows ? tile_.begin[lane] : 0;
-      end_[lane] = lane < tile_.n_rows ? tile_.end[lane] : 0;
+    for (int32_t lane = 0; lane < n_panels_ * kPanel; lane += kLanes) {
+      store(max_ + lane, broadcast(kNothing));
+      store(sum_ + lane, Floats{});
+      store(begin_ + lane, load_some(tile_.begin + lane, tile_.n_rows - lane));
+      store(end_ + lane, load_some(tile_.end + lane, tile_.n_rows - lane));
     }
     for (int32_t p = 0; p < n_panels_; ++p) {
       const int32_t first = p * kPanel;
       const int32_t n = smaller(kPanel, tile_.n_rows - first);
-      panel_[p] = {n, begin_[first], begin_[first + n - 1], end_[first], end_[first + n - 1], 0, 0, true};
+      panel_[p] = {n, begin_[first], begin_[first + n - 1], end_[first], end_[first + n - 1], 0, 0, 0, true};
       Math::pack_query(tile_.q + first * tile_.q_stride, tile_.q_stride, n, dim_, factor,
                        q_ + Math::query_bytes(dim_) * static_cast<size_t>(p));
     }
@@ -219,10 +220,12 @@ class TileRun {
       Panel& panel = panel_[p];
       panel.from = keys.below(panel.begin_low);
       panel.to = keys.below(panel.end_high);
+      panel.split =
+          panel.n_rows > kLanes ? clamp(keys.below(end_[p * kPanel + kLanes - 1]), panel.from, panel.to) : panel.to;
       if (panel.from >= panel.to) continue;
       float* s = s_ + p * kPanel * kTileSlots;
       Math::scores(q_ + Math::query_bytes(dim_) * static_cast<size_t>(p),
-                   {keys.k, keys.row, panel.from, panel.to, dim_}, s, fetch_);
+                   {keys.k, keys.row, panel.from, panel.split, panel.to, dim_}, s, fetch_);
       shape(keys, panel, p, s);
     }
     if (!first_ && tile_.skip > kNothing && all_skip(keys)) return;
@@ -307,7 +310,7 @@ class TileRun {
       }
       store(sum_ + at, sum);
     }
-    Math::values({keys.v, keys.row, panel.from, panel.to, dim_}, s,
+    Math::values({keys.v, keys.row, panel.from, panel.split, panel.to, dim_}, s,
                  {o_ + p * panel_values(), raised && !panel.fresh ? shrink : nullptr, panel.fresh}, fetch_);
     panel.fresh = false;
   }

@@ -64,6 +64,10 @@ inline void store(float* to, Floats v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
 
+inline void store(int32_t* to, Ints v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
 inline Floats broadcast(float x) {
   return x - Floats{};  // x + 0 would turn -0 into 0, and so costs an addition
 }
