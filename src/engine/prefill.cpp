@@ -148,6 +148,7 @@ Selection Prefill::choose(const Site& here) {
       here.window == 0 && here.q.n_rows >= kSelectRows && longest_head(here.kv) >= sequence_.policy_.break_even();
   for (const Method& method : sequence_.methods_) {
     if (method.selector == nullptr || !worth) continue;
+    device_.sync();  // what a device still works on is not the selector's time
     const Stopwatch watch(sequence_.stats_.select_s);
     selection = method.selector->select(here);
   }
@@ -191,6 +192,7 @@ void Prefill::attend(const Site& here, const Selection& selection) {
 void Prefill::compress(Site& here) {
   for (const Method& method : sequence_.methods_) {
     if (method.compressor == nullptr) continue;
+    device_.sync();
     const Stopwatch watch(sequence_.stats_.select_s);
     here.kv = sequence_.cache_.view(here.layer);
     sequence_.cache_.apply(here.layer, method.compressor->compress(here, true));
