@@ -1,5 +1,5 @@
-# The CUDA device. ON by default where an nvcc of CUDA 12 or later is found: on the path, or where its installer puts it.
-# Only nvcc and cuBLASLt are needed, no GPU.
+# The CUDA device, where -DWINNOW_CUDA=ON asks for it: with cuBLASLt linked, a program maps 500 MB more before it starts.
+# Only nvcc of CUDA 12 or later (on the path, or where its installer puts it) and cuBLASLt are needed, no GPU.
 find_program(WINNOW_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 set(nvcc_version 0)
 if(WINNOW_NVCC)
@@ -8,11 +8,7 @@ if(WINNOW_NVCC)
     set(nvcc_version ${CMAKE_MATCH_1})
   endif()
 endif()
-set(nvcc_serves OFF)
-if(nvcc_version VERSION_GREATER_EQUAL 12 AND NOT WINNOW_SANITIZE AND NOT CMAKE_CROSSCOMPILING)
-  set(nvcc_serves ON)
-endif()
-option(WINNOW_CUDA "Build the device cuda (nvcc of CUDA 12 or later)" ${nvcc_serves})
+option(WINNOW_CUDA "Build the device cuda (nvcc of CUDA 12 or later)" OFF)
 
 if(WINNOW_CUDA)
   message(STATUS "CUDA: the device cuda is built (nvcc ${nvcc_version})")
