@@ -1,6 +1,6 @@
 // Attention with AMX's tile registers: bf16 products of 16 x 32 by 32 x 16, summed in float32.
 #include "kernels/cpu/attend_bf16.h"
-#include "kernels/cpu/attend_rows.h"
+#include "kernels/cpu/attend_vnni.h"
 
 namespace winnow::cpu {
 namespace {
@@ -175,7 +175,7 @@ struct MathAmx {
 
 }  // namespace
 
-constinit const AttendKernel kAttendAmx =
-    make_kernel<MathAmx>("amx", [](const CpuFeatures& features) { return features.amx_bf16; });
+constinit const AttendKernel kAttendAmx = make_kernel<MathAmx, VnniRows>(
+    "amx", [](const CpuFeatures& features) { return features.amx_bf16 && features.avx512_vnni; });
 
 }  // namespace winnow::cpu

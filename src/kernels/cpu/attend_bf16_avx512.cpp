@@ -1,6 +1,6 @@
 // Attention with AVX-512's bf16 products: twice the rate of float32. Sums, softmax and results stay in float32.
 #include "kernels/cpu/attend_bf16.h"
-#include "kernels/cpu/attend_rows.h"
+#include "kernels/cpu/attend_vnni.h"
 
 namespace winnow::cpu {
 namespace {
@@ -154,7 +154,7 @@ struct MathBf16 {
 
 }  // namespace
 
-constinit const AttendKernel kAttendBf16 =
-    make_kernel<MathBf16>("avx512_bf16", [](const CpuFeatures& features) { return features.avx512_bf16; });
+constinit const AttendKernel kAttendBf16 = make_kernel<MathBf16, VnniRows>(
+    "avx512_bf16", [](const CpuFeatures& features) { return features.avx512_bf16 && features.avx512_vnni; });
 
 }  // namespace winnow::cpu

@@ -58,11 +58,11 @@ class Decode {
 
   void run() {
     if (votes_) {
-      context_.pool.parallel_for(n_parts_, [&](int64_t part, int thread) { scores(part, thread); });
+      context_.pool.parallel_shares(n_parts_, [&](int64_t part, int thread) { scores(part, thread); });
       for (Group& group : groups_) vote(group);
-      context_.pool.parallel_for(n_parts_, [&](int64_t part, int thread) { values(part, thread); });
+      context_.pool.parallel_shares(n_parts_, [&](int64_t part, int thread) { values(part, thread); });
     } else {
-      context_.pool.parallel_for(n_parts_, [&](int64_t part, int thread) {
+      context_.pool.parallel_shares(n_parts_, [&](int64_t part, int thread) {
         scores(part, thread);
         values(part, thread);
       });
@@ -126,7 +126,8 @@ class Decode {
   void allocate() {
     const auto floats = [this](int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float), &context_.memory); };
     const int64_t n_scores = votes_ ? n_parts_ : context_.pool.size();
-    queries_ = floats(n_queries_ * dim_);
+    query_bytes_ = kernel_.query_bytes(args_.kv.k_type, args_.q.head_dim);
+    queries_ = Buffer(query_bytes_ * static_cast<size_t>(n_queries_), &context_.memory);
     scores_ = floats(n_scores * most_queries_ * kPartSlots);
     partial_o_ = floats(n_parts_ * most_queries_ * dim_);
     partial_max_ = floats(n_parts_ * most_queries_);
@@ -135,14 +136,17 @@ class Decode {
     row_bytes_ = (kernel_.row_bytes(args_.q.head_dim) + 63) / 64 * 64;
     rows_ = Buffer(row_bytes_ * static_cast<size_t>(context_.pool.size()), &context_.memory);
     const float factor = args_.softcap > 0 ? args_.scale / args_.softcap : args_.scale * kLog2E;
+    std::vector<float> scaled(static_cast<size_t>(args_.q.head_dim));
     for (const Group& group : groups_) {
       for (int32_t i = 0; i < group.n_q; ++i) {
         const float* from = args_.q.at(i % n_rows_, group.first_head + i / n_rows_);
-        float* to = queries_.as<float>() + (group.first_query + i) * dim_;
-        for (int32_t d = 0; d < dim_; ++d) to[d] = d < args_.q.head_dim ? from[d] * factor : 0;
+        std::transform(from, from + args_.q.head_dim, scaled.begin(), [factor](float x) { return x * factor; });
+        kernel_.pack_query(scaled.data(), args_.kv.k_type, args_.q.head_dim, query_at(group.first_query + i));
       }
     }
   }
+
+  std::byte* query_at(int64_t i) const { return queries_.data() + query_bytes_ * static_cast<size_t>(i); }
 
   const Group& group_of(int64_t part) const { return groups_[part_group_[static_cast<size_t>(part)]]; }
 
@@ -160,11 +164,16 @@ class Decode {
 
   /// Addresses of the rows of `keys`; the last one is repeated.
   static void find_rows(const Keys& keys, std::span<const std::byte* const> blocks, size_t bytes, RowList& rows) {
-    for (int32_t i = 0; i < kTileSlots; ++i) {
-      const int32_t slot = keys.slot(std::min(i, keys.n - 1));
-      rows[static_cast<size_t>(i)] =
-          blocks[static_cast<size_t>(slot / kBlockSlots)] + bytes * static_cast<size_t>(slot % kBlockSlots);
+    for (int32_t i = 0; i < keys.n;) {
+      const int32_t slot = keys.slot(i);
+      const std::byte* first = blocks[static_cast<size_t>(slot / kBlockSlots)];
+      const int32_t at = slot % kBlockSlots;
+      const int32_t end = keys.column != nullptr ? i + 1 : std::min(keys.n, i + kBlockSlots - at);
+      for (const int32_t begin = i; i < end; ++i) {
+        rows[static_cast<size_t>(i)] = first + bytes * static_cast<size_t>(at + i - begin);
+      }
     }
+    std::fill(rows.begin() + keys.n, rows.end(), rows[static_cast<size_t>(keys.n - 1)]);
   }
 
   /// All logits of one part, in base 2; -infinity where a row sees nothing or the tile is short.
@@ -183,8 +192,8 @@ class Decode {
       if (more) find_rows(tiles[t + 1], group.kv->k, bytes, rows[(t + 1) % 2]);
       if (!more && !votes_) find_rows(tiles[0], group.kv->v, v_bytes, rows[(t + 1) % 2]);
       kernel_.dot_rows({rows[t % 2].data(), more || !votes_ ? rows[(t + 1) % 2].data() : nullptr, keys.n},
-                       args_.kv.k_type, args_.q.head_dim, queries_.as<float>() + group.first_query * dim_, group.n_q,
-                       at, kPartSlots, rows_.data() + row_bytes_ * static_cast<size_t>(thread));
+                       args_.kv.k_type, args_.q.head_dim, query_at(group.first_query), group.n_q, at, kPartSlots,
+                       rows_.data() + row_bytes_ * static_cast<size_t>(thread));
       shape(group, keys, at);
       if (!votes_) continue;
       float* largest = tile_max_.as<float>() + (part * kPartTiles + static_cast<int64_t>(t)) * most_queries_;
@@ -259,28 +268,41 @@ class Decode {
       partial_max_.as<float>()[part * most_queries_ + q] = max;
       partial_sum_.as<float>()[part * most_queries_ + q] = kernel_.exp2_of(row, n, max == kNothing ? 0 : max);
     }
-    mix(group, tiles, first_tile, s, partial_o_.as<float>() + part * most_queries_ * dim_, thread);
+    mix(part, s, thread);
   }
 
-  /// o = P V over the tiles that any head keeps; the rows of the next one are fetched meanwhile.
-  void mix(const Group& group, std::span<const Keys> tiles, size_t first_tile, const float* s, float* o, int thread) {
+  /// o = P V over the tiles that any head keeps; the rows that come next are fetched meanwhile.
+  void mix(int64_t part, const float* s, int thread) {
+    const Group& group = group_of(part);
+    const std::span<const Keys> tiles = tiles_of(group, part);
+    const auto first_tile = static_cast<size_t>(part - group.first_part) * kPartTiles;
+    float* o = partial_o_.as<float>() + part * most_queries_ * dim_;
     const size_t bytes = type_bytes(args_.kv.v_type, args_.q.head_dim);
     std::fill_n(o, static_cast<int64_t>(group.n_q) * dim_, 0.0F);
     std::vector<size_t> read;
+    int64_t computed = 0;
     for (size_t t = 0; t < tiles.size(); ++t) {
       bool any = false;
       for (int32_t h = 0; h < group.n_heads; ++h) {
         if (!kept(group, first_tile + t, h)) continue;
         any = true;
-        computed_ += seen_pairs(group, tiles[t]);
+        computed += seen_pairs(group, tiles[t]);
       }
       if (any) read.push_back(t);
     }
+    computed_ += computed;
     std::array<RowList, 2> rows;
     if (!read.empty()) find_rows(tiles[read[0]], group.kv->v, bytes, rows[0]);
     for (size_t i = 0; i < read.size(); ++i) {
-      const bool more = i + 1 < read.size();
-      if (more) find_rows(tiles[read[i + 1]], group.kv->v, bytes, rows[(i + 1) % 2]);
+      bool more = i + 1 < read.size();
+      if (more) {
+        find_rows(tiles[read[i + 1]], group.kv->v, bytes, rows[(i + 1) % 2]);
+      } else if (!votes_ && part + 1 < n_parts_) {  // most likely the thread goes on there
+        const Group& other = group_of(part + 1);
+        find_rows(tiles_of(other, part + 1)[0], other.kv->k, type_bytes(args_.kv.k_type, args_.q.head_dim),
+                  rows[(i + 1) % 2]);
+        more = true;
+      }
       kernel_.mix_rows({rows[i % 2].data(), more ? rows[(i + 1) % 2].data() : nullptr, tiles[read[i]].n},
                        args_.kv.v_type, args_.q.head_dim, s + read[i] * kTileSlots, kPartSlots, group.n_q, o,
                        rows_.data() + row_bytes_ * static_cast<size_t>(thread));
@@ -341,7 +363,8 @@ class Decode {
   int32_t most_queries_ = 0;  // of one group
   int64_t permitted_ = 0;
   std::atomic<int64_t> computed_{0};
-  Buffer queries_;      // [query, dim] scaled
+  size_t query_bytes_ = 0;
+  Buffer queries_;      // [query] scaled and packed
   Buffer scores_;       // [part or thread, most_queries, kPartSlots]
   Buffer partial_o_;    // [part, most_queries, dim]
   Buffer partial_max_;  // [part, most_queries]

@@ -67,12 +67,15 @@ struct AttendKernel {
   /// Returns how many (row, slot) pairs it computed.
   int64_t (*attend_tile)(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch);
 
-  // Decode. head_dim is rounded up to `lanes` in q and o; what is beyond is 0 in q.
+  // Decode. head_dim is rounded up to `lanes` in o.
   int32_t lanes;
-  /// logits[i * stride + j] = q_i . row_j, of n_q queries [n_q, padded head_dim].
-  void (*dot_rows)(const RowTile& rows, Type type, int32_t head_dim, const float* q, int32_t n_q, float* logits,
+  /// Bytes of a query in the form that suits keys of `type`.
+  size_t (*query_bytes)(Type type, int32_t head_dim);
+  void (*pack_query)(const float* q, Type type, int32_t head_dim, std::byte* to);
+  /// logits[i * stride + j] = q_i . row_j, of n_q packed queries one behind the other.
+  void (*dot_rows)(const RowTile& rows, Type type, int32_t head_dim, const std::byte* q, int32_t n_q, float* logits,
                    int64_t stride, std::byte* scratch);
-  /// o_i += sum_j p[i * stride + j] row_j.
+  /// o_i += sum_j p[i * stride + j] row_j. p has kTileSlots values a query, whatever rows.n is.
   void (*mix_rows)(const RowTile& rows, Type type, int32_t head_dim, const float* p, int64_t stride, int32_t n_q,
                    float* o, std::byte* scratch);
   size_t (*row_bytes)(int32_t head_dim);  // scratch of dot_rows and mix_rows

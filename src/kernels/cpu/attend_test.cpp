@@ -112,6 +112,23 @@ TEST_P(AttendKernelTest, StorageTypes) {
   check("decode slots=65 dim=64 ktype=f32 vtype=q8_0");
 }
 
+/// Decode is bound by memory and need not round as prefill does.
+TEST_P(AttendKernelTest, DecodeIsExact) {
+  for (const char* type : {"f32", "f16", "bf16", "q8_0"}) {
+    for (const int dim : {64, 128, 192}) {
+      for (const int heads : {1, 2, 5, 6, 7, 14}) {
+        const std::string text =
+            fmt::format("decode slots={} dim={} heads={} kv=1 type={}", 61 + dim, dim, heads, type);
+        SCOPED_TRACE(text);
+        const ProblemData data(parse_problem(text));
+        const Result actual = by_kernel(data.args());
+        const Result expected = by_ref(data.args());
+        for (size_t i = 0; i < actual.o.size(); ++i) ASSERT_NEAR(actual.o[i], expected.o[i], 2e-4);
+      }
+    }
+  }
+}
+
 TEST_P(AttendKernelTest, RowCounts) {
   for (const int rows : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 257}) {
     check(fmt::format("prefill rows={} dim=16 heads=3 kv=1", rows));

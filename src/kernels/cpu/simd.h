@@ -11,7 +11,8 @@
 #if defined(__AVX2__) || defined(__AVX512F__)
 #if !defined(__clang__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own "undefined" vectors
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own "undefined" vectors
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
 #if !defined(__clang__)
@@ -125,12 +126,40 @@ inline Float4 fold_groups(Floats v) {
   return sum;
 }
 
-/// The four sums over the lanes of a, b, c and d.
-inline Float4 sum_lanes(Floats a, Floats b, Floats c, Floats d) {
+/// In each group of four lanes the sums over that group of a, b, c and d.
+inline Floats sum_in_groups(Floats a, Floats b, Floats c, Floats d) {
   constexpr std::make_integer_sequence<int, kLanes> kEach;
   const Floats ab = first_pairs(a, b, kEach) + last_pairs(a, b, kEach);
   const Floats cd = first_pairs(c, d, kEach) + last_pairs(c, d, kEach);
-  return fold_groups(first_halves(ab, cd, kEach) + last_halves(ab, cd, kEach));
+  return first_halves(ab, cd, kEach) + last_halves(ab, cd, kEach);
+}
+
+#if defined(__AVX512F__)
+/// Four groups of four lanes: 0 to 3 are those of a, 4 to 7 those of b.
+template <int kA, int kB, int kC, int kD, int... I>
+inline Floats pick_groups(Floats a, Floats b, std::integer_sequence<int, I...> /*lanes*/) {
+  constexpr int kGroup[4] = {kA, kB, kC, kD};
+  return __builtin_shufflevector(a, b, (kGroup[I / 4] * 4 + I % 4)...);
+}
+#endif
+
+/// sums[i] = fold_groups(v[i]), for kCount vectors.
+template <int kCount>
+inline void fold_groups(const Floats (&v)[kCount], Float4 (&sums)[kCount]) {
+#if defined(__AVX512F__)
+  constexpr std::make_integer_sequence<int, kLanes> kEach;
+  // Four vectors of four groups at a time, as a square that is turned while it is added up.
+  WINNOW_UNROLL
+  for (int i = 0; i < kCount; i += 4) {
+    const auto at = [&](int k) { return v[i + k < kCount ? i + k : kCount - 1]; };
+    const Floats low = pick_groups<0, 1, 4, 5>(at(0), at(1), kEach) + pick_groups<2, 3, 6, 7>(at(0), at(1), kEach);
+    const Floats high = pick_groups<0, 1, 4, 5>(at(2), at(3), kEach) + pick_groups<2, 3, 6, 7>(at(2), at(3), kEach);
+    const Floats all = pick_groups<0, 2, 4, 6>(low, high, kEach) + pick_groups<1, 3, 5, 7>(low, high, kEach);
+    __builtin_memcpy(sums + i, &all, sizeof(Float4) * (kCount - i < 4 ? kCount - i : 4));
+  }
+#else
+  for (int i = 0; i < kCount; ++i) sums[i] = fold_groups(v[i]);
+#endif
 }
 
 inline float sum_lanes(Floats v) {
@@ -139,9 +168,14 @@ inline float sum_lanes(Floats v) {
 }
 
 inline float max_lanes(Floats v) {
-  float largest = v[0];
-  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  Float4 group[kLanes / 4];
+  __builtin_memcpy(group, &v, sizeof(v));
+  Float4 largest = group[0];
+  WINNOW_UNROLL
+  for (int i = 1; i < kLanes / 4; ++i) largest = group[i] > largest ? group[i] : largest;
+  const float first = largest[0] > largest[1] ? largest[0] : largest[1];
+  const float last = largest[2] > largest[3] ? largest[2] : largest[3];
+  return first > last ? first : last;
 }
 
 /// 2^x for x <= 1, relative error below 2e-7; exactly 0 for x <= -127, negative infinity included.

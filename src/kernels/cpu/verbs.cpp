@@ -15,7 +15,7 @@ constexpr float kLog2E = 1.44269504F;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr int32_t kPadding = 16;  // exp2_of and its like take multiples of this
 
-/// Scratch of the row kernels, and rows of head values padded as they want them.
+/// Scratch of the row kernels, and queries in the form that they want.
 class Rows {
  public:
   Rows(CpuContext& context, int32_t head_dim)
@@ -27,18 +27,21 @@ class Rows {
   const AttendKernel& kernel;
   const int32_t dim;  // padded
 
-  /// [n_rows, dim] copies times `factor`.
-  std::vector<float> padded(const HeadsView& q, int32_t head, float factor) const {
-    std::vector<float> rows(static_cast<size_t>(q.n_rows * dim));
+  /// The rows times `factor`, for keys of `type`.
+  Buffer packed(const HeadsView& q, int32_t head, float factor, Type type) const {
+    const size_t bytes = kernel.query_bytes(type, head_dim_);
+    Buffer rows(bytes * static_cast<size_t>(q.n_rows), nullptr);
+    std::vector<float> values(static_cast<size_t>(head_dim_));
     for (int64_t row = 0; row < q.n_rows; ++row) {
       const float* from = q.at(row, head);
-      std::transform(from, from + head_dim_, rows.begin() + row * dim, [factor](float x) { return x * factor; });
+      std::transform(from, from + head_dim_, values.begin(), [factor](float x) { return x * factor; });
+      kernel.pack_query(values.data(), type, head_dim_, rows.data() + static_cast<size_t>(row) * bytes);
     }
     return rows;
   }
 
-  void dot(const RowTile& tile, Type type, const std::vector<float>& q, float* logits, int64_t stride) const {
-    const auto n_q = static_cast<int32_t>(q.size() / static_cast<size_t>(dim));
+  void dot(const RowTile& tile, Type type, const Buffer& q, float* logits, int64_t stride) const {
+    const auto n_q = static_cast<int32_t>(q.bytes() / kernel.query_bytes(type, head_dim_));
     kernel.dot_rows(tile, type, head_dim_, q.data(), n_q, logits, stride, scratch_.data());
   }
 
@@ -119,8 +122,8 @@ void score_window(CpuContext& context, const ProbeArgs& args, int32_t head, std:
   const int32_t group = args.q.n_head / static_cast<int32_t>(args.kv.heads.size());
   const KvHead& kv = args.kv.heads[static_cast<size_t>(head / group)];
   const Rows rows(context, args.q.head_dim);
-  const std::vector<float> q =
-      rows.padded(args.q, head, args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E);
+  const float factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
+  const Buffer q = rows.packed(args.q, head, factor, args.kv.k_type);
   probabilities.resize(static_cast<size_t>(args.q.n_rows * kv.n_slots));
   KeyRows keys(kv, args.kv.k_type, args.q.head_dim);
   for (int32_t begin = 0; begin < kv.n_slots; begin += kTileSlots) {
@@ -178,7 +181,7 @@ void score_blocks(CpuContext& context, const std::vector<float>& a, const std::v
   const auto n_b = static_cast<int64_t>(b.size()) / dim;
   const Rows rows(context, dim);
   // The view is only read; HeadsView has no form for constant data.
-  const std::vector<float> q = rows.padded({const_cast<float*>(a.data()), n_a, 1, dim, dim}, 0, scale);
+  const Buffer q = rows.packed({const_cast<float*>(a.data()), n_a, 1, dim, dim}, 0, scale, Type::f32);
   scores.resize(static_cast<size_t>(n_a * n_b));
   std::array<const std::byte*, kTileSlots> row{};
   for (int64_t begin = 0; begin < n_b; begin += kTileSlots) {
