@@ -157,7 +157,7 @@ std::string spec(int block, double gamma, double tau, int min_budget) {
 
 Selection select(const std::string& text, SiteFixture& fixture) {
   const Site site = fixture.site(ref_ops());
-  const Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
+  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
   EXPECT_EQ(malformed(selection, site), "") << text;
   return selection;
 }

@@ -10,7 +10,6 @@ using test::make_method;
 using test::malformed;
 using test::ref_ops;
 using test::SiteFixture;
-using test::SiteShape;
 
 std::string spec(int sinks, int window, const std::string& rest = "") {
   return fmt::format("streaming_llm(sinks={}, window={}{})", sinks, window, rest);

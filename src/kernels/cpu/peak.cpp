@@ -53,6 +53,7 @@ double matmul_peak_gflops(CpuContext& context) {
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   const int n_threads = context.pool.size();
   std::vector<Product> products;
+  products.reserve(static_cast<size_t>(n_threads));
   for (int i = 0; i < n_threads; ++i) products.emplace_back(engine, kernel.product == Type::bf16);
   double best = 0;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
