@@ -166,12 +166,10 @@ class Decode {
   static void find_rows(const Keys& keys, std::span<const std::byte* const> blocks, size_t bytes, RowList& rows) {
     for (int32_t i = 0; i < keys.n;) {
       const int32_t slot = keys.slot(i);
-      const std::byte* first = blocks[static_cast<size_t>(slot / kBlockSlots)];
       const int32_t at = slot % kBlockSlots;
+      const std::byte* row = blocks[static_cast<size_t>(slot / kBlockSlots)] + bytes * static_cast<size_t>(at);
       const int32_t end = keys.column != nullptr ? i + 1 : std::min(keys.n, i + kBlockSlots - at);
-      for (const int32_t begin = i; i < end; ++i) {
-        rows[static_cast<size_t>(i)] = first + bytes * static_cast<size_t>(at + i - begin);
-      }
+      for (; i < end; ++i, row += bytes) rows[static_cast<size_t>(i)] = row;
     }
     std::fill(rows.begin() + keys.n, rows.end(), rows[static_cast<size_t>(keys.n - 1)]);
   }

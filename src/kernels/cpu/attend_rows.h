@@ -27,10 +27,12 @@ class Fetch {
  public:
   /// Of the tile's next rows, if it names them; `n_steps` steps fetch all.
   Fetch(const RowTile& tile, int64_t row_bytes, int64_t n_steps)
-      : row_(tile.next),
-        row_bytes_(row_bytes),
-        n_lines_(tile.next == nullptr ? 0 : tile.n * ((row_bytes + kLine - 1) / kLine)),
-        n_steps_(n_steps) {}
+      : row_(tile.next), row_bytes_(row_bytes), n_steps_(n_steps) {
+    if (row_ == nullptr) return;
+    const bool together = row_[tile.n - 1] == row_[0] + (tile.n - 1) * row_bytes;
+    if (together) row_bytes_ *= tile.n;  // as one: rows may be no whole number of lines
+    n_lines_ = (together ? 1 : tile.n) * ((row_bytes_ + kLine - 1) / kLine);
+  }
 
   void step() {
     for (due_ += n_lines_; due_ >= n_steps_; due_ -= n_steps_) {
@@ -46,7 +48,7 @@ class Fetch {
   static constexpr int64_t kLine = 64;
   const std::byte* const* row_;
   int64_t row_bytes_;
-  int64_t n_lines_;
+  int64_t n_lines_ = 0;
   int64_t n_steps_;
   int64_t due_ = 0;  // lines that are due now, times n_steps
   int64_t at_ = 0;

@@ -95,13 +95,18 @@ inline Floats load_two_rows(RowPointers row, int64_t offset) {
 struct TurnedRows {
   alignas(64) Ints fours[kMostFours][2];
 
-  void fill(RowPointers row, int32_t bytes) {
+  void fill(RowPointers row, int32_t bytes, Fetch& fetch) {
     for (int half = 0; half < 2; ++half, row += kLanes) {
       int32_t at = 0;
-      for (; at + 32 <= bytes; at += 32) turn_32(row, at, half);
+      for (; at + 32 <= bytes; at += 32) {
+        fetch.step();
+        turn_32(row, at, half);
+      }
       for (; at < bytes; at += 16) turn_16(row, smaller(at, bytes - 16), half);
     }
   }
+  /// How often `fill` steps.
+  static constexpr int32_t n_steps(int32_t bytes) { return 2 * (bytes / 32); }
 
   Floats first_scale(int32_t pair, int half) const { return low_halves(without_128(fours[pair * kPairFours][half])); }
   Floats second_scale(int32_t pair, int half) const {
@@ -203,14 +208,15 @@ inline void dot_bytes(const RowTile& rows, int32_t dim, const std::byte* q, int3
                       int64_t stride) {
   const int32_t row_bytes = ByteQuery::row_bytes(dim);
   TurnedRows turned;
-  const int64_t n_steps = int64_t{(rows.n + kDotSlots - 1) / kDotSlots} * (row_bytes / 4);
+  const int64_t n_steps =
+      int64_t{(rows.n + kDotSlots - 1) / kDotSlots} * (row_bytes / 4 + TurnedRows::n_steps(row_bytes));
   Fetch fetch(rows, row_bytes, n_steps);
   Fetch none({rows.row, nullptr, rows.n}, row_bytes, n_steps);
   for (int32_t begin = 0; begin < rows.n; begin += kDotSlots) {
     const int32_t n = smaller(kDotSlots, rows.n - begin);
     const std::byte* repeated[kDotSlots];  // the last row stands in for those that are missing
     for (int32_t i = 0; n < kDotSlots && i < kDotSlots; ++i) repeated[i] = rows.row[begin + smaller(i, n - 1)];
-    turned.fill(n < kDotSlots ? repeated : rows.row + begin, row_bytes);
+    turned.fill(n < kDotSlots ? repeated : rows.row + begin, row_bytes, fetch);
     each_piece<kByteQueries>(n_q, [&](int32_t first, auto size) {
       constexpr int kSize = decltype(size)::value;
       const std::byte* queries = q + first * static_cast<int64_t>(ByteQuery::bytes(dim));
