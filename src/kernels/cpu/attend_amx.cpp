@@ -68,6 +68,7 @@ inline void store_sums(float* to) {
 struct MathAmx {
   using Session = TileRegisters;
   static constexpr Type kProduct = Type::bf16;
+  static constexpr int kValueSlots = 0;  // a slot of V touches too many lines to fetch them ahead
   static constexpr int kStep = 2 * kTile;
 
   static int32_t padded(int32_t dim) { return round_up(dim, kTileDepth); }

@@ -14,6 +14,7 @@ inline Floats add_products(Floats sum, int32_t pair, Ints lanes) {
 struct MathBf16 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::bf16;
+  static constexpr int kValueSlots = 2;  // that share a row of unpacked V
   static constexpr int kStep = 12;       // with two vectors each, and three more registers
   static constexpr int kSplitStep = 16;  // with one vector each
 

@@ -71,6 +71,7 @@ inline void load_sums(const Results& results, int32_t begin, Floats (&sum)[kSize
 struct MathF32 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::f32;
+  static constexpr int kValueSlots = 1;                    // that share a row of unpacked V
   static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
 
   static size_t query_bytes(int32_t dim) { return size_t{4} * kPanel * static_cast<size_t>(dim); }

@@ -57,7 +57,8 @@ inline float quantize(const float* values, int32_t dim, float limit, int32_t* to
 struct MathInt16 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::f32;
-  static constexpr int kStep = 6;  // with two vectors each, two of the lanes, one of pairs and one of products
+  static constexpr int kValueSlots = 2;  // that share a row of unpacked V
+  static constexpr int kStep = 6;        // with two vectors each, two of the lanes, one of pairs and one of products
 
   static int64_t key_bytes(int32_t dim) { return int64_t{2} * dim + 4; }
   static int64_t pair_bytes(int32_t dim) { return int64_t{4} * dim + 8; }

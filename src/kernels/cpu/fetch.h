@@ -7,44 +7,55 @@
 namespace winnow::cpu {
 namespace {
 
-/// Rows whose lines are asked for a few at a time, between the pieces of the products: many requests at once would fill
-/// the queue of misses, and everything behind them would wait.
+/// Rows of memory, `stride` bytes apart: the first n, or those that `index` names, of which `per_row` neighbours share
+/// a row.
+struct FetchRows {
+  const void* rows = nullptr;
+  int64_t stride = 0;
+  int64_t bytes = 0;  // of each row
+  int32_t n = 0;
+  const int32_t* index = nullptr;
+  int32_t per_row = 1;
+};
+
+/// A queue of rows whose lines are asked for a few at a time, between the pieces of the products: many requests at once
+/// would fill the processor's queue of misses, and everything behind them would wait.
 class Fetch {
  public:
-  /// n_rows rows of `bytes` each, `stride` bytes apart, after those that were added before.
-  void add(const void* rows, int64_t stride, int32_t n_rows, int64_t bytes) {
-    if (rows == nullptr || n_rows <= 0) return;
-    part_[n_parts_++] = {static_cast<const std::byte*>(rows), stride, bytes, n_rows};
-    n_lines_ += n_rows * ((bytes + kLine - 1) / kLine);
+  /// What finds no room in the queue is left out.
+  void add(const FetchRows& rows) {
+    if (at_ == n_) at_ = n_ = 0;
+    if (rows.rows == nullptr || rows.n <= 0 || n_ == kMost) return;
+    queue_[n_++] = rows;
+    n_lines_ += rows.n * ((rows.bytes + kLine - 1) / kLine);
   }
 
-  /// All that was added is to be asked for in `n_times` calls of lines().
+  /// All that is waiting is to be asked for in the next n_times calls of lines().
   void spread(int64_t n_times) { at_once_ = (n_lines_ + n_times - 1) / n_times; }
 
   void lines() {
-    for (int64_t i = 0; i < at_once_ && at_ < n_parts_; ++i) {
-      Part& part = part_[at_];
-      __builtin_prefetch(part.row + offset_, 0, 2);
+    for (int64_t i = 0; i < at_once_ && at_ < n_; ++i) {
+      const FetchRows& rows = queue_[at_];
+      const int64_t row = rows.index == nullptr ? row_ : rows.index[row_] / rows.per_row;
+      __builtin_prefetch(static_cast<const std::byte*>(rows.rows) + row * rows.stride + offset_, 0, 2);
+      --n_lines_;
       offset_ += kLine;
-      if (offset_ < part.bytes) continue;
+      if (offset_ < rows.bytes) continue;
       offset_ = 0;
-      part.row += part.stride;
-      if (--part.n_rows == 0) ++at_;
+      if (++row_ < rows.n) continue;
+      row_ = 0;
+      ++at_;
     }
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  struct Part {
-    const std::byte* row;
-    int64_t stride;
-    int64_t bytes;
-    int32_t n_rows;
-  };
-  Part part_[2];
-  int n_parts_ = 0;
-  int at_ = 0;          // the part
-  int64_t offset_ = 0;  // in its first row
+  static constexpr int kMost = 8;
+  FetchRows queue_[kMost];
+  int n_ = 0;
+  int at_ = 0;          // entry of the queue
+  int32_t row_ = 0;     // of it
+  int64_t offset_ = 0;  // in that row
   int64_t n_lines_ = 0;
   int64_t at_once_ = 0;
 };
