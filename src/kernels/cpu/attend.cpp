@@ -152,9 +152,11 @@ class Prefill {
 
   Upcoming upcoming(const Place& place) const {
     const int32_t n_slots = args_.kv.heads[static_cast<size_t>(place.head->kv_head)].n_slots;
+    const KeyLists lists = lists_of(args_, place.q_head, place.row, n_slots);
     return {.q = args_.q.at(place.row, place.q_head),
             .n_rows = static_cast<int32_t>(place.n_rows),
-            .column = lists_of(args_, place.q_head, place.row, n_slots).column,
+            .column = lists.column,
+            .block = lists.block,
             .kv = &place.head->kv};
   }
 

@@ -112,7 +112,7 @@ struct MathF32 {
   }
 
   /// s[i][lane] = k_i . q_lane
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     const auto* panel = reinterpret_cast<const float*>(q);
     const int32_t dim = keys.dim;
     const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row + keys.from} * dim;
@@ -141,7 +141,7 @@ struct MathF32 {
   }
 
   /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_i[d] p[i][lane]
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     const int32_t dim = keys.dim;
     const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {

@@ -150,7 +150,7 @@ struct MathInt16 {
     }
   }
 
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
     const int32_t n_pairs = keys.dim / 2;
     const auto* q_scale = reinterpret_cast<const float*>(panel + n_pairs * kPanel);
@@ -184,7 +184,7 @@ struct MathInt16 {
     });
   }
 
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
     alignas(64) int32_t weights[(kTileSlots / 2 + 1) * kPanel];
     alignas(64) float unit[kPanel];

@@ -29,6 +29,7 @@ struct Upcoming {
   const float* q = nullptr;  // [n_rows, head_dim], q_stride of the present tile apart; or null
   int32_t n_rows = 0;
   std::span<const int32_t> column;
+  std::span<const int32_t> block;
   const UnpackedKv* kv = nullptr;
 };
 

@@ -42,9 +42,12 @@ class TileRun {
     n_visits_ = count_visits();
     if (n_visits_ < kFetchTiles && n_visits_ > 0) fetch_rows();
     visit_columns();
-    for (const int32_t begin : tile_.block) {
-      for (int32_t at = begin; at < begin + tile_.block_k; at += kTileSlots) {
-        visit_slots(at, smaller(at + kTileSlots, begin + tile_.block_k));
+    for (size_t i = 0; i < tile_.block.size(); ++i) {
+      const int32_t begin = tile_.block[i];
+      const int32_t end = begin + tile_.block_k;
+      for (int32_t at = begin; at < end; at += kTileSlots) {
+        fetch_block(at + kTileSlots < end ? tile_.block.size() : i + 1, end);
+        visit_slots(at, smaller(at + kTileSlots, end));
       }
     }
     finish();
@@ -84,27 +87,55 @@ class TileRun {
     return n;
   }
 
-  /// What was added to the queue is fetched during the next n_visits key tiles.
-  void spread_fetch(int32_t n_visits) { fetch_.spread(n_visits * n_panels_ * ((kTileSlots + dim_) / Math::kStep)); }
+  /// Pieces of the products of one key tile: as many times lines are fetched.
+  int32_t n_pieces() const { return n_panels_ * ((kTileSlots + dim_) / Math::kStep); }
 
   /// To be fetched during the last key tiles: where the results go, and what comes next.
   void fetch_rows() {
     const int64_t bytes = int64_t{4} * dim_;
-    fetch_.add({tile_.o, tile_.o_stride * 4, bytes, tile_.n_rows});
-    fetch_.add({tile_.next.q, tile_.q_stride * 4, bytes, tile_.next.n_rows});
-    if (tile_.next.kv != nullptr) fetch_columns(*tile_.next.kv, tile_.next.column);
-    spread_fetch(n_visits_);
+    const Upcoming& next = tile_.next;
+    fetch_.rows.add({tile_.o, tile_.o_stride * 4, bytes, tile_.n_rows});
+    fetch_.rows.add({next.q, tile_.q_stride * 4, bytes, next.n_rows});
+    if (!next.column.empty()) {
+      fetch_columns(*next.kv, next.column, fetch_.rows);
+    } else if (!next.block.empty()) {
+      fetch_slots(*next.kv, next.block[0], next.kv->n_slots, fetch_.rows);
+    }
+    fetch_.rows.spread(n_visits_ * n_pieces());
+  }
+
+  /// Bytes of a slot of K or V, unpacked.
+  int64_t slot_bytes() const {
+    const size_t bytes = Math::kv_bytes(2 * kTileSlots, dim_) - Math::kv_bytes(kTileSlots, dim_);
+    return static_cast<int64_t>(bytes / kTileSlots);
   }
 
   /// The first tile of columns.
-  void fetch_columns(const UnpackedKv& kv, std::span<const int32_t> column) {
+  void fetch_columns(const UnpackedKv& kv, std::span<const int32_t> column, Fetch& fetch) {
     const int32_t n = smaller(kTileSlots, static_cast<int32_t>(column.size()));
-    const size_t tile_bytes = Math::kv_bytes(2 * kTileSlots, dim_) - Math::kv_bytes(kTileSlots, dim_);
-    const auto bytes = static_cast<int64_t>(tile_bytes / kTileSlots);
-    fetch_.add({kv.k, bytes, bytes, n, column.data()});
+    const int64_t bytes = slot_bytes();
+    fetch.add({kv.k, bytes, bytes, n, column.data()});
     if constexpr (Math::kValueSlots > 0) {
-      fetch_.add({kv.v, bytes * Math::kValueSlots, bytes * Math::kValueSlots, n, column.data(), Math::kValueSlots});
+      fetch.add({kv.v, bytes * Math::kValueSlots, bytes * Math::kValueSlots, n, column.data(), Math::kValueSlots});
     }
+  }
+
+  /// A tile of slots from `begin` on, up to `end`.
+  void fetch_slots(const UnpackedKv& kv, int32_t begin, int32_t end, Fetch& fetch) {
+    const int32_t n = smaller(kTileSlots, end - begin);
+    if (begin < 0 || n <= 0) return;
+    const int64_t bytes = slot_bytes();
+    fetch.add({kv.k + begin * bytes, 0, n * bytes, 1});
+    fetch.add({kv.v + begin * bytes, 0, n * bytes, 1});
+  }
+
+  /// Lets the keys of block `next` be fetched while a tile is computed that does not lie right before them; those that
+  /// follow each other the processor fetches by itself.
+  void fetch_block(size_t next, int32_t end) {
+    fetch_.keys.clear();
+    if (next >= tile_.block.size() || tile_.block[next] == end) return;
+    fetch_slots(kv_, tile_.block[next], end_[tile_.n_rows - 1], fetch_.keys);
+    fetch_.keys.spread(n_pieces());
   }
 
   /// Slots [begin, end) clipped to what any row sees.
@@ -132,8 +163,11 @@ class TileRun {
       if (n == 0) continue;
       Math::gather(kv_, slot_, n, gathered_);
       if (at + kTileSlots < n_columns) {
-        fetch_columns(kv_, tile_.column.subspan(static_cast<size_t>(at) + kTileSlots));
-        spread_fetch(1);
+        fetch_.keys.clear();
+        fetch_columns(kv_, tile_.column.subspan(static_cast<size_t>(at) + kTileSlots), fetch_.keys);
+        fetch_.keys.spread(n_pieces());
+      } else {
+        fetch_block(0, -1);
       }
       visit({gathered_.k, gathered_.v, 0, tile_.bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
     }
@@ -304,7 +338,7 @@ class TileRun {
   int32_t n_visits_ = 0;  // key tiles that are left
   bool first_ = true;
   int64_t computed_ = 0;
-  Fetch fetch_;
+  Fetches fetch_;
   std::byte* q_;         // [panel] Math's form
   float* o_;             // [panel][dim][kPanel]
   float* s_;             // [panel][kTileSlots][kPanel]

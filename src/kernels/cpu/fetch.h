@@ -24,23 +24,23 @@ class Fetch {
  public:
   /// What finds no room in the queue is left out.
   void add(const FetchRows& rows) {
-    if (at_ == n_) at_ = n_ = 0;
     if (rows.rows == nullptr || rows.n <= 0 || n_ == kMost) return;
     queue_[n_++] = rows;
     n_lines_ += rows.n * ((rows.bytes + kLine - 1) / kLine);
   }
 
-  /// All that is waiting is to be asked for in the next n_times calls of lines().
+  /// All that was added is to be asked for in the next n_times calls of lines().
   void spread(int64_t n_times) { at_once_ = (n_lines_ + n_times - 1) / n_times; }
 
   void lines() {
-    for (int64_t i = 0; i < at_once_ && at_ < n_; ++i) {
+    for (int64_t left = at_once_; left > 0 && at_ < n_;) {
       const FetchRows& rows = queue_[at_];
       const int64_t row = rows.index == nullptr ? row_ : rows.index[row_] / rows.per_row;
-      __builtin_prefetch(static_cast<const std::byte*>(rows.rows) + row * rows.stride + offset_, 0, 2);
-      --n_lines_;
-      offset_ += kLine;
-      if (offset_ < rows.bytes) continue;
+      const auto* from = static_cast<const std::byte*>(rows.rows) + row * rows.stride;
+      const int64_t end = rows.bytes - offset_ < left * kLine ? rows.bytes : offset_ + left * kLine;
+      left -= (end - offset_ + kLine - 1) / kLine;
+      for (; offset_ < end; offset_ += kLine) __builtin_prefetch(from + offset_, 0, 2);
+      if (end < rows.bytes) continue;
       offset_ = 0;
       if (++row_ < rows.n) continue;
       row_ = 0;
@@ -48,9 +48,15 @@ class Fetch {
     }
   }
 
+  /// Gives up what is waiting.
+  void clear() {
+    n_ = at_ = row_ = 0;
+    offset_ = n_lines_ = at_once_ = 0;
+  }
+
  private:
   static constexpr int64_t kLine = 64;
-  static constexpr int kMost = 8;
+  static constexpr int kMost = 4;
   FetchRows queue_[kMost];
   int n_ = 0;
   int at_ = 0;          // entry of the queue
@@ -58,6 +64,16 @@ class Fetch {
   int64_t offset_ = 0;  // in that row
   int64_t n_lines_ = 0;
   int64_t at_once_ = 0;
+};
+
+/// What a query tile fetches: the keys of its next tile, and at its end what follows it.
+struct Fetches {
+  Fetch keys, rows;
+
+  void lines() {
+    keys.lines();
+    rows.lines();
+  }
 };
 
 }  // namespace
