@@ -150,6 +150,16 @@ class Prefill {
     });
   }
 
+  Upcoming upcoming(const Place& place) const {
+    const int32_t n_slots = args_.kv.heads[static_cast<size_t>(place.head->kv_head)].n_slots;
+    const KeyLists lists = lists_of(args_, place.q_head, place.row, n_slots);
+    return {.q = args_.q.at(place.row, place.q_head),
+            .n_rows = static_cast<int32_t>(place.n_rows),
+            .column = lists.column,
+            .block = lists.block,
+            .kv = &place.head->kv};
+  }
+
   void tile(const Place& place, const std::optional<Place>& next, int thread) {
     const auto& [head, q_head, row, n_rows] = place;
     const KvHead& kv = args_.kv.heads[static_cast<size_t>(head->kv_head)];
@@ -170,8 +180,7 @@ class Prefill {
                          .column = lists.column,
                          .block = lists.block,
                          .block_k = lists.block_k,
-                         .next_q = next ? args_.q.at(next->row, next->q_head) : nullptr,
-                         .next_rows = next ? static_cast<int32_t>(next->n_rows) : 0};
+                         .next = next ? upcoming(*next) : Upcoming{}};
     computed_ += kernel_.attend_tile(tile, head->kv, scratch_.data() + tile_bytes_ * static_cast<size_t>(thread));
   }
 

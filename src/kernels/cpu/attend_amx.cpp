@@ -68,6 +68,7 @@ inline void store_sums(float* to) {
 struct MathAmx {
   using Session = TileRegisters;
   static constexpr Type kProduct = Type::bf16;
+  static constexpr int kValueSlots = 0;  // a slot of V touches too many lines to fetch them ahead
   static constexpr int kStep = 2 * kTile;
 
   static int32_t padded(int32_t dim) { return round_up(dim, kTileDepth); }
@@ -127,7 +128,7 @@ struct MathAmx {
     pack_query_pairs(q, stride, n_rows, dim, padded(dim), factor, reinterpret_cast<int32_t*>(to));
   }
 
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     const int32_t width = padded(keys.dim);
     const auto* pairs = reinterpret_cast<const int32_t*>(q);
     const int64_t stride = int64_t{2} * width;
@@ -142,7 +143,7 @@ struct MathAmx {
     }
   }
 
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     const int32_t width = padded(keys.dim);
     alignas(64) int32_t weights[kGroups * kTileDepth / 2 * kPanel];
     const int32_t first = (keys.row + keys.from) / kTileDepth;

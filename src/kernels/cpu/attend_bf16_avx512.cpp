@@ -14,6 +14,7 @@ inline Floats add_products(Floats sum, int32_t pair, Ints lanes) {
 struct MathBf16 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::bf16;
+  static constexpr int kValueSlots = 2;  // that share a row of unpacked V
   static constexpr int kStep = 12;       // with two vectors each, and three more registers
   static constexpr int kSplitStep = 16;  // with one vector each
 
@@ -77,14 +78,14 @@ struct MathBf16 {
     pack_query_pairs(q, stride, n_rows, dim, round_up(dim, 16), factor, reinterpret_cast<int32_t*>(to));
   }
 
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     scores_of<0, kStep>(q, keys, keys.from, keys.split, s, fetch);
     scores_of<1, kSplitStep>(q, keys, keys.split, keys.to, s, fetch);
   }
 
   /// Scores of the keys [from, to) with a panel's vectors from kFirst on.
   template <int kFirst, int kMost>
-  static void scores_of(const std::byte* q, const Keys& keys, int32_t from, int32_t to, float* s, Fetch& fetch) {
+  static void scores_of(const std::byte* q, const Keys& keys, int32_t from, int32_t to, float* s, Fetches& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
     const int32_t n_pairs = keys.dim / 2;
     const int32_t* rows = reinterpret_cast<const int32_t*>(keys.rows) + int64_t{keys.row + from} * n_pairs;
@@ -112,7 +113,7 @@ struct MathBf16 {
     });
   }
 
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
     alignas(64) int32_t weights[(kPairs + 1) * kPanel];
     const int32_t dim = keys.dim;

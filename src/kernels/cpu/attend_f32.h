@@ -71,6 +71,7 @@ inline void load_sums(const Results& results, int32_t begin, Floats (&sum)[kSize
 struct MathF32 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::f32;
+  static constexpr int kValueSlots = 1;                    // that share a row of unpacked V
   static constexpr int kStep = kRegisters == 32 ? 12 : 6;  // with two vectors each, and three more registers
 
   static size_t query_bytes(int32_t dim) { return size_t{4} * kPanel * static_cast<size_t>(dim); }
@@ -111,7 +112,7 @@ struct MathF32 {
   }
 
   /// s[i][lane] = k_i . q_lane
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     const auto* panel = reinterpret_cast<const float*>(q);
     const int32_t dim = keys.dim;
     const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row + keys.from} * dim;
@@ -140,7 +141,7 @@ struct MathF32 {
   }
 
   /// o[d][lane] = o[d][lane] * shrink[lane] + sum_i v_i[d] p[i][lane]
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     const int32_t dim = keys.dim;
     const float* rows = reinterpret_cast<const float*>(keys.rows) + int64_t{keys.row} * dim;
     each_piece<kStep>(dim, [&](int32_t begin, auto size) {

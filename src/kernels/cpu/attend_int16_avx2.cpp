@@ -57,7 +57,8 @@ inline float quantize(const float* values, int32_t dim, float limit, int32_t* to
 struct MathInt16 {
   struct Session {};  // nothing to set up
   static constexpr Type kProduct = Type::f32;
-  static constexpr int kStep = 6;  // with two vectors each, two of the lanes, one of pairs and one of products
+  static constexpr int kValueSlots = 2;  // that share a row of unpacked V
+  static constexpr int kStep = 6;        // with two vectors each, two of the lanes, one of pairs and one of products
 
   static int64_t key_bytes(int32_t dim) { return int64_t{2} * dim + 4; }
   static int64_t pair_bytes(int32_t dim) { return int64_t{4} * dim + 8; }
@@ -149,7 +150,7 @@ struct MathInt16 {
     }
   }
 
-  static void scores(const std::byte* q, const Keys& keys, float* s, Fetch& fetch) {
+  static void scores(const std::byte* q, const Keys& keys, float* s, Fetches& fetch) {
     const auto* panel = reinterpret_cast<const int32_t*>(q);
     const int32_t n_pairs = keys.dim / 2;
     const auto* q_scale = reinterpret_cast<const float*>(panel + n_pairs * kPanel);
@@ -183,7 +184,7 @@ struct MathInt16 {
     });
   }
 
-  static void values(const Keys& keys, const float* p, const Results& results, Fetch& fetch) {
+  static void values(const Keys& keys, const float* p, const Results& results, Fetches& fetch) {
     // Tiles may begin at an odd slot; the slots that complete the first and the last pair get weight 0.
     alignas(64) int32_t weights[(kTileSlots / 2 + 1) * kPanel];
     alignas(64) float unit[kPanel];

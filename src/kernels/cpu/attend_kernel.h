@@ -24,6 +24,15 @@ struct UnpackedKv {
   int32_t head_dim = 0;
 };
 
+/// The query tile that the same thread computes next, to be fetched meanwhile.
+struct Upcoming {
+  const float* q = nullptr;  // [n_rows, head_dim], q_stride of the present tile apart; or null
+  int32_t n_rows = 0;
+  std::span<const int32_t> column;
+  std::span<const int32_t> block;
+  const UnpackedKv* kv = nullptr;
+};
+
 /// One query tile: up to kTileRows rows of one head, with the keys that its lists leave.
 struct QueryTile {
   const float* q = nullptr;  // [n_rows, head_dim], rows q_stride floats apart
@@ -42,8 +51,7 @@ struct QueryTile {
   std::span<const int32_t> column;
   std::span<const int32_t> block;  // begins of intervals of block_k slots
   int32_t block_k = 0;
-  const float* next_q = nullptr;  // rows that this thread computes next, laid out as q, to be fetched; or null
-  int32_t next_rows = 0;
+  Upcoming next;
 };
 
 /// Up to kTileSlots slots that a group of query rows reads straight from the cache.

@@ -8,105 +8,12 @@
 // and V are unpacked and the two products.
 #pragma once
 
-#include "kernels/cpu/attend_kernel.h"
 #include "kernels/cpu/fetch.h"
+#include "kernels/cpu/key_tile.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/transpose.h"
 
 namespace winnow::cpu {
 namespace {
-
-constexpr int kPanel = 2 * kLanes;
-constexpr int kPanels = kTileRows / kPanel;
-constexpr float kLog2E = 1.44269504F;
-constexpr float kLn2 = 0.693147181F;
-constexpr int32_t kFetchTiles = 3;  // key tiles during which what comes after them is fetched
-constexpr float kNothing = -__builtin_inff();
-
-inline int32_t smaller(int32_t a, int32_t b) {
-  return a < b ? a : b;
-}
-
-inline int32_t clamp(int32_t x, int32_t low, int32_t high) {
-  return x < low ? low : (x > high ? high : x);
-}
-
-/// Calls f(begin, size) over [0, n) in pieces of at most kStep, the last two of about equal size: a small piece has too
-/// few independent sums to hide the latency of a multiply-add. `size` is a constant.
-template <int kStep, typename F>
-inline void each_piece(int32_t n, const F& f) {
-  const auto piece = [&]<int... kSize>(int32_t begin, int32_t size, std::integer_sequence<int, kSize...> /*sizes*/) {
-    static_cast<void>(
-        ((size == kSize + 1 ? (f(begin, std::integral_constant<int, kSize + 1>{}), true) : false) || ...));
-  };
-  for (int32_t begin = 0; begin < n;) {
-    const int32_t rest = n - begin;
-    const int32_t size = rest >= 2 * kStep || rest == kStep ? kStep : (rest > kStep ? (rest + 1) / 2 : rest);
-    piece(begin, size, std::make_integer_sequence<int, kStep>{});
-    begin += size;
-  }
-}
-
-/// The transpose of n_rows rows of n_columns values: to[column * kPanel + row], times `factor`; rows up to kPanel are
-/// 0.
-inline void transpose_panel(const float* from, int64_t stride, int32_t n_rows, int32_t n_columns, float factor,
-                            float* to) {
-  for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
-    for (int32_t column = 0; column < n_columns; column += kLanes) {
-      Floats block[kLanes];
-      load_block(from + lane * stride + column, stride, n_rows - lane, n_columns - column, factor, block);
-      transpose(block);
-      float* out = to + column * kPanel + lane;
-      WINNOW_UNROLL
-      for (int i = 0; i < kLanes; ++i) {
-        if (i < n_columns - column) store(out + i * kPanel, block[i]);
-      }
-    }
-  }
-}
-
-/// What a product reads of a tile: its keys [from, to), of which key i is row `row` + i of the unpacked K or V.
-/// Those from `split` on are seen by no row of a panel's first vector, which need not be computed for them.
-struct Keys {
-  const std::byte* rows;
-  int32_t row, from, split, to, dim;
-};
-
-/// Where a product with V adds to: the sums of one panel [result_dim][kPanel].
-struct Results {
-  float* o;
-  const float* shrink;  // [kPanel] times which the sums are taken before; or null
-  bool fresh;           // nothing was added yet, and o holds anything
-};
-
-/// Keys of one tile: consecutive slots from `first` on, or the `slot`s of columns gathered into consecutive rows.
-struct KeyTile {
-  const std::byte* k;  // unpacked keys and values, of which
-  const std::byte* v;
-  int32_t row;        // this row is the tile's first
-  const float* bias;  // [n] or null
-  const int32_t* slot;
-  int32_t first;
-  int32_t n;
-
-  int32_t slot_at(int32_t i) const { return slot == nullptr ? first + i : slot[i]; }
-  /// How many of the tile's slots lie below `limit`.
-  int32_t below(int32_t limit) const {
-    if (slot == nullptr) return clamp(limit - first, 0, n);
-    int32_t count = 0;
-    while (count < n && slot[count] < limit) ++count;
-    return count;
-  }
-};
-
-/// A part of the query tile that fills the lanes, and the part of the current key tile that any of its rows sees.
-struct Panel {
-  int32_t n_rows;
-  int32_t begin_low, begin_high;  // of the rows' visible intervals
-  int32_t end_low, end_high;
-  int32_t from, split, to;  // slots of the current tile; those from `split` on only the last kLanes rows may see
-  bool fresh;               // has no results yet
-};
 
 template <typename Math>
 class TileRun {
@@ -135,9 +42,12 @@ class TileRun {
     n_visits_ = count_visits();
     if (n_visits_ < kFetchTiles && n_visits_ > 0) fetch_rows();
     visit_columns();
-    for (const int32_t begin : tile_.block) {
-      for (int32_t at = begin; at < begin + tile_.block_k; at += kTileSlots) {
-        visit_slots(at, smaller(at + kTileSlots, begin + tile_.block_k));
+    for (size_t i = 0; i < tile_.block.size(); ++i) {
+      const int32_t begin = tile_.block[i];
+      const int32_t end = begin + tile_.block_k;
+      for (int32_t at = begin; at < end; at += kTileSlots) {
+        fetch_block(at + kTileSlots < end ? tile_.block.size() : i + 1, end);
+        visit_slots(at, smaller(at + kTileSlots, end));
       }
     }
     finish();
@@ -177,12 +87,55 @@ class TileRun {
     return n;
   }
 
-  /// While the last key tiles are computed: where the results go, and the queries that come next.
+  /// Pieces of the products of one key tile: as many times lines are fetched.
+  int32_t n_pieces() const { return n_panels_ * ((kTileSlots + dim_) / Math::kStep); }
+
+  /// To be fetched during the last key tiles: where the results go, and what comes next.
   void fetch_rows() {
     const int64_t bytes = int64_t{4} * dim_;
-    fetch_.add(tile_.o, tile_.o_stride * 4, tile_.n_rows, bytes);
-    fetch_.add(tile_.next_q, tile_.q_stride * 4, tile_.next_rows, bytes);
-    fetch_.spread(n_visits_ * n_panels_ * ((kTileSlots + dim_) / Math::kStep));
+    const Upcoming& next = tile_.next;
+    fetch_.rows.add({tile_.o, tile_.o_stride * 4, bytes, tile_.n_rows});
+    fetch_.rows.add({next.q, tile_.q_stride * 4, bytes, next.n_rows});
+    if (!next.column.empty()) {
+      fetch_columns(*next.kv, next.column, fetch_.rows);
+    } else if (!next.block.empty()) {
+      fetch_slots(*next.kv, next.block[0], next.kv->n_slots, fetch_.rows);
+    }
+    fetch_.rows.spread(n_visits_ * n_pieces());
+  }
+
+  /// Bytes of a slot of K or V, unpacked.
+  int64_t slot_bytes() const {
+    const size_t bytes = Math::kv_bytes(2 * kTileSlots, dim_) - Math::kv_bytes(kTileSlots, dim_);
+    return static_cast<int64_t>(bytes / kTileSlots);
+  }
+
+  /// The first tile of columns.
+  void fetch_columns(const UnpackedKv& kv, std::span<const int32_t> column, Fetch& fetch) {
+    const int32_t n = smaller(kTileSlots, static_cast<int32_t>(column.size()));
+    const int64_t bytes = slot_bytes();
+    fetch.add({kv.k, bytes, bytes, n, column.data()});
+    if constexpr (Math::kValueSlots > 0) {
+      fetch.add({kv.v, bytes * Math::kValueSlots, bytes * Math::kValueSlots, n, column.data(), Math::kValueSlots});
+    }
+  }
+
+  /// A tile of slots from `begin` on, up to `end`.
+  void fetch_slots(const UnpackedKv& kv, int32_t begin, int32_t end, Fetch& fetch) {
+    const int32_t n = smaller(kTileSlots, end - begin);
+    if (begin < 0 || n <= 0) return;
+    const int64_t bytes = slot_bytes();
+    fetch.add({kv.k + begin * bytes, 0, n * bytes, 1});
+    fetch.add({kv.v + begin * bytes, 0, n * bytes, 1});
+  }
+
+  /// Lets the keys of block `next` be fetched while a tile is computed that does not lie right before them; those that
+  /// follow each other the processor fetches by itself.
+  void fetch_block(size_t next, int32_t end) {
+    fetch_.keys.clear();
+    if (next >= tile_.block.size() || tile_.block[next] == end) return;
+    fetch_slots(kv_, tile_.block[next], end_[tile_.n_rows - 1], fetch_.keys);
+    fetch_.keys.spread(n_pieces());
   }
 
   /// Slots [begin, end) clipped to what any row sees.
@@ -209,6 +162,13 @@ class TileRun {
       }
       if (n == 0) continue;
       Math::gather(kv_, slot_, n, gathered_);
+      if (at + kTileSlots < n_columns) {
+        fetch_.keys.clear();
+        fetch_columns(kv_, tile_.column.subspan(static_cast<size_t>(at) + kTileSlots), fetch_.keys);
+        fetch_.keys.spread(n_pieces());
+      } else {
+        fetch_block(0, -1);
+      }
       visit({gathered_.k, gathered_.v, 0, tile_.bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
     }
   }
@@ -378,7 +338,7 @@ class TileRun {
   int32_t n_visits_ = 0;  // key tiles that are left
   bool first_ = true;
   int64_t computed_ = 0;
-  Fetch fetch_;
+  Fetches fetch_;
   std::byte* q_;         // [panel] Math's form
   float* o_;             // [panel][dim][kPanel]
   float* s_;             // [panel][kTileSlots][kPanel]
