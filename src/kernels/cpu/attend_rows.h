@@ -23,10 +23,10 @@ inline size_t row_scratch_bytes(int32_t head_dim) {
 
 /// Asks for the lines of rows that will be read soon, row after row, a few with each step of other work: a burst would
 /// stall that work, and any other order costs memory more time.
-class Fetch {
+class RowFetch {
  public:
   /// Of the tile's next rows, if it names them; `n_steps` steps fetch all.
-  Fetch(const RowTile& tile, int64_t row_bytes, int64_t n_steps)
+  RowFetch(const RowTile& tile, int64_t row_bytes, int64_t n_steps)
       : row_(tile.next), row_bytes_(row_bytes), n_steps_(n_steps) {
     if (row_ == nullptr) return;
     const bool together = row_[tile.n - 1] == row_[0] + (tile.n - 1) * row_bytes;
@@ -57,7 +57,7 @@ class Fetch {
 /// Logits of four rows and kQueries queries, to out[i * stride + 0 ... 3].
 template <typename Codec, int kQueries>
 inline void dot_four(const std::byte* const (&row)[4], int32_t dim, const float* q, float* out, int64_t stride,
-                     Fetch& fetch) {
+                     RowFetch& fetch) {
   Floats sum[kQueries][4] = {};
   for (int32_t d = 0; d < dim; d += kLanes) {
     fetch.step();
@@ -84,8 +84,8 @@ template <typename Codec>
 inline void dot_rows_of(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits, int64_t stride) {
   each_piece<kDotQueries>(n_q, [&](int32_t begin, auto size) {
     constexpr int kSize = decltype(size)::value;
-    Fetch fetch({rows.row, begin == 0 ? rows.next : nullptr, rows.n}, Codec::row_bytes(dim),
-                int64_t{(rows.n + 3) / 4} * (dim / kLanes));
+    RowFetch fetch({rows.row, begin == 0 ? rows.next : nullptr, rows.n}, Codec::row_bytes(dim),
+                   int64_t{(rows.n + 3) / 4} * (dim / kLanes));
     const float* queries = q + int64_t{begin} * dim;
     float* out = logits + begin * stride;
     int32_t j = 0;
@@ -111,7 +111,7 @@ inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* 
   constexpr int32_t kRows = 16;  // few enough to stay in the first cache
   alignas(64) float values[kRows * kMostDim];
   const std::byte* row[kRows];
-  Fetch fetch(rows, CodecQ8::row_bytes(dim), rows.n);
+  RowFetch fetch(rows, CodecQ8::row_bytes(dim), rows.n);
   for (int32_t begin = 0; begin < rows.n; begin += kRows) {
     const int32_t n = smaller(kRows, rows.n - begin);
     for (int32_t j = 0; j < n; ++j) {
@@ -127,7 +127,7 @@ inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* 
 /// o_i += sum_j p_ij row_j, for kSize queries and kVectors vectors of the rows from value d on.
 template <typename Codec, int kSize, int kVectors>
 inline void mix_columns(const RowTile& rows, int32_t d, const float* p, int64_t stride, float* o, int32_t dim,
-                        Fetch& fetch) {
+                        RowFetch& fetch) {
   Floats sum[kSize][kVectors];
   WINNOW_UNROLL
   for (int i = 0; i < kSize; ++i) {
@@ -152,7 +152,7 @@ inline void mix_columns(const RowTile& rows, int32_t d, const float* p, int64_t 
 /// The same for the values [begin, end) of the rows.
 template <typename Codec, int kSize>
 inline void mix_range(const RowTile& rows, int32_t begin, int32_t end, const float* p, int64_t stride, float* o,
-                      int32_t dim, Fetch& fetch) {
+                      int32_t dim, RowFetch& fetch) {
   int32_t d = begin;
   for (; d + 2 * kLanes <= end; d += 2 * kLanes) mix_columns<Codec, kSize, 2>(rows, d, p, stride, o + d, dim, fetch);
   if (d < end) mix_columns<Codec, kSize, 1>(rows, d, p, stride, o + d, dim, fetch);
@@ -160,7 +160,7 @@ inline void mix_range(const RowTile& rows, int32_t begin, int32_t end, const flo
 
 /// For passes over all columns of a tile, of which `first` does the fetching.
 template <typename Codec>
-inline Fetch fetch_beside(const RowTile& rows, int32_t dim, bool first) {
+inline RowFetch fetch_beside(const RowTile& rows, int32_t dim, bool first) {
   const int64_t n_passes = (dim + 2 * kLanes - 1) / (2 * kLanes);
   return {{rows.row, first ? rows.next : nullptr, rows.n}, Codec::row_bytes(dim), rows.n * n_passes};
 }
@@ -168,7 +168,7 @@ inline Fetch fetch_beside(const RowTile& rows, int32_t dim, bool first) {
 template <typename Codec>
 inline void mix_rows_of(const RowTile& rows, int32_t dim, const float* p, int64_t stride, int32_t n_q, float* o) {
   each_piece<kMixQueries>(n_q, [&](int32_t begin, auto size) {
-    Fetch fetch = fetch_beside<Codec>(rows, dim, begin == 0);
+    RowFetch fetch = fetch_beside<Codec>(rows, dim, begin == 0);
     mix_range<Codec, decltype(size)::value>(rows, 0, dim, p + begin * stride, stride, o + int64_t{begin} * dim, dim,
                                             fetch);
   });
@@ -180,8 +180,8 @@ inline void mix_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* 
                                  float* o) {
   alignas(64) float scale[kTileSlots] = {};
   alignas(64) float weight[kMixQueries * kTileSlots];
-  Fetch fetch = fetch_beside<CodecQ8>(rows, dim, true);
-  Fetch none = fetch_beside<CodecQ8>(rows, dim, false);
+  RowFetch fetch = fetch_beside<CodecQ8>(rows, dim, true);
+  RowFetch none = fetch_beside<CodecQ8>(rows, dim, false);
   for (int32_t block = 0; block < dim; block += 32) {
     for (int32_t j = 0; j < rows.n; ++j) scale[j] = scalar_f16(rows.row[j] + CodecQ8::row_bytes(block));
     each_piece<kMixQueries>(n_q, [&](int32_t begin, auto size) {

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/attend_bf16.h"
 #include "kernels/cpu/attend_rows.h"
+#include "kernels/cpu/transpose.h"
 
 namespace winnow::cpu {
 namespace {
@@ -95,7 +96,7 @@ inline Floats load_two_rows(RowPointers row, int64_t offset) {
 struct TurnedRows {
   alignas(64) Ints fours[kMostFours][2];
 
-  void fill(RowPointers row, int32_t bytes, Fetch& fetch) {
+  void fill(RowPointers row, int32_t bytes, RowFetch& fetch) {
     for (int half = 0; half < 2; ++half, row += kLanes) {
       int32_t at = 0;
       for (; at + 32 <= bytes; at += 32) {
@@ -127,7 +128,7 @@ struct TurnedRows {
     Floats part[4];
     WINNOW_UNROLL
     for (int i = 0; i < 4; ++i) part[i] = load_four_rows(row + i, at);
-    transpose4(part);
+    transpose(part);
     WINNOW_UNROLL
     for (int i = 0; i < 4; ++i) put(at / 4 + i, half, part[i]);
   }
@@ -141,8 +142,8 @@ struct TurnedRows {
       first[i] = load_two_rows(row + i, at);
       second[i] = load_two_rows(row + 8 + i, at);
     }
-    transpose4(first);
-    transpose4(second);
+    transpose(first);
+    transpose(second);
     WINNOW_UNROLL
     for (int i = 0; i < 4; ++i) {
       put(at / 4 + i, half, pick_groups<0, 2, 4, 6>(first[i], second[i], kEach));
@@ -154,7 +155,7 @@ struct TurnedRows {
 /// Sums of one block: its dwords [begin, end).
 template <int kSize>
 inline void dot_block(const TurnedRows& rows, int32_t begin, int32_t end, const std::byte* q, int32_t dim,
-                      const int32_t* start, Floats (&sum)[kSize][2], Fetch& fetch) {
+                      const int32_t* start, Floats (&sum)[kSize][2], RowFetch& fetch) {
   const auto bytes = static_cast<int64_t>(ByteQuery::bytes(dim));
   const int32_t row_bytes = ByteQuery::row_bytes(dim);
   Ints high[kSize][2] = {};
@@ -180,7 +181,7 @@ inline void dot_block(const TurnedRows& rows, int32_t begin, int32_t end, const 
 
 template <int kSize>
 inline void dot_turned(const TurnedRows& rows, int32_t dim, const std::byte* q, float* logits, int64_t stride,
-                       Fetch& fetch) {
+                       RowFetch& fetch) {
   const auto bytes = static_cast<int64_t>(ByteQuery::bytes(dim));
   Floats total[kSize][2] = {};
   for (int32_t pair = 0; pair < dim / kPair; ++pair) {
@@ -210,8 +211,8 @@ inline void dot_bytes(const RowTile& rows, int32_t dim, const std::byte* q, int3
   TurnedRows turned;
   const int64_t n_steps =
       int64_t{(rows.n + kDotSlots - 1) / kDotSlots} * (row_bytes / 4 + TurnedRows::n_steps(row_bytes));
-  Fetch fetch(rows, row_bytes, n_steps);
-  Fetch none({rows.row, nullptr, rows.n}, row_bytes, n_steps);
+  RowFetch fetch(rows, row_bytes, n_steps);
+  RowFetch none({rows.row, nullptr, rows.n}, row_bytes, n_steps);
   for (int32_t begin = 0; begin < rows.n; begin += kDotSlots) {
     const int32_t n = smaller(kDotSlots, rows.n - begin);
     const std::byte* repeated[kDotSlots];  // the last row stands in for those that are missing
@@ -272,7 +273,7 @@ struct TileRows {
     Floats part[4];
     WINNOW_UNROLL
     for (int i = 0; i < 4; ++i) part[i] = load_four_rows(from + i, offset);
-    transpose4(part);
+    transpose(part);
     Ints bits;
     __builtin_memcpy(&bits, &part[0], sizeof(bits));
     return bits;
@@ -295,7 +296,7 @@ inline void pack_weights(const float* p, const float* scale, float inverse, int3
 /// o_i += step_i * sum over n slots, a multiple of four, of the codes of block `b`.
 template <int kSize>
 inline void mix_block(RowPointers row, int32_t n, int32_t b, const int32_t (&pairs)[kSize][kTileSlots / 2],
-                      const float (&step)[kSize], float* o, int32_t dim, Fetch& fetch) {
+                      const float (&step)[kSize], float* o, int32_t dim, RowFetch& fetch) {
   const int64_t offset = int64_t{34} * b + 2;
   __m512i sum[kSize][2] = {};
   const auto codes = [&](int32_t j) {
@@ -337,8 +338,8 @@ inline void mix_bytes(const RowTile& rows, int32_t dim, const float* p, int64_t 
   const TileRows tile(rows, dim);
   const int32_t n = round_up(rows.n, 4);
   const int64_t n_steps = int64_t{n / 4} * (dim / 32);
-  Fetch fetch(rows, ByteQuery::row_bytes(dim), n_steps);
-  Fetch none({rows.row, nullptr, rows.n}, ByteQuery::row_bytes(dim), n_steps);
+  RowFetch fetch(rows, ByteQuery::row_bytes(dim), n_steps);
+  RowFetch none({rows.row, nullptr, rows.n}, ByteQuery::row_bytes(dim), n_steps);
   each_piece<kByteQueries>(n_q, [&](int32_t begin, auto size) {
     constexpr int kSize = decltype(size)::value;
     float inverse[kSize];

@@ -14,13 +14,14 @@ inline Vector swap_blocks(Vector a, Vector b, std::integer_sequence<int, I...> /
   return __builtin_shufflevector(a, b, ((I & kHalf) == 0 ? I + kFrom : I - kHalf + kFrom + kLanes)...);
 }
 
-/// Transposes a matrix of kLanes x kLanes 32-bit values, in blocks of growing size.
-template <int kHalf = 1, typename Vector>
-inline void transpose(Vector (&row)[kLanes]) {
-  if constexpr (kHalf < kLanes) {
+/// Transposes a matrix of kRows x kRows 32-bit values, in blocks of growing size: one such matrix in each group of
+/// kRows lanes.
+template <int kHalf = 1, typename Vector, int kRows>
+inline void transpose(Vector (&row)[kRows]) {
+  if constexpr (kHalf < kRows) {
     constexpr std::make_integer_sequence<int, kLanes> kEach;
     WINNOW_UNROLL
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if ((i & kHalf) != 0) continue;
       const Vector first = row[i];
       const Vector second = row[i + kHalf];
