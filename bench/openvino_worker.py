@@ -1,9 +1,10 @@
 """One OpenVINO measurement for bench/peers, run by the Python of the environment that OpenVINO is installed in.
 
-  python openvino_worker.py '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1}'
+  python openvino_worker.py '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1,
+                              "ids": []}'
 
-mode: dense, xattention or trishape. Random token ids, as llama-bench takes them; the first run after loading warms up
-and is not counted. Prints one JSON object: prefill_tok_s and, where gen > 1, decode_tok_s, each a list over reps.
+mode: dense, xattention or trishape. The prompt: ids, or where there are none random ones, as llama-bench takes them; the
+first run after loading warms up and is not counted. Prints one JSON object: prefill_tok_s and, where gen > 1, decode_tok_s, each a list over reps.
 """
 import json
 import random
@@ -43,15 +44,15 @@ def main():
     settings.max_new_tokens = max(1, task["gen"])
     dice = random.Random(1)
 
-    def generate(n_tokens):
-        ids = numpy.array([[dice.randrange(VOCABULARY) for _ in range(n_tokens)]], dtype=numpy.int64)
+    def generate(n_tokens, chosen=()):
+        ids = numpy.array([chosen or [dice.randrange(VOCABULARY) for _ in range(n_tokens)]], dtype=numpy.int64)
         inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
         return pipe.generate(inputs, settings).perf_metrics
 
     generate(64)
     prefill, decode = [], []
     for _ in range(task["reps"]):
-        metrics = generate(task["prompt"])
+        metrics = generate(task["prompt"], task["ids"])
         prefill.append(task["prompt"] / (metrics.get_ttft().mean / 1000))
         if task["gen"] > 1:
             decode.append(1000 / metrics.get_tpot().mean)

@@ -71,32 +71,28 @@ void CpuDevice::rms_norm_heads(HeadsView x, const float* weight, float eps) {
 
 void CpuDevice::rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) {
   const auto half = static_cast<size_t>(args.n_rot / 2);
-  // Each row's angles serve all of its heads. Neighbouring pairs are first drawn apart, turned, and put back.
-  std::vector<std::vector<float>> tables(static_cast<size_t>(pool_.size()), std::vector<float>(4 * half));
-  constexpr int64_t kRowsAtOnce = 8;
-  pool_.parallel_for((x.n_rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t piece, int thread) {
-    float* cosine = tables[static_cast<size_t>(thread)].data();
-    float* sine = cosine + half;
-    float* first = sine + half;
-    float* second = first + half;
+  const cpu::RopeAngles& angles = rope_tables_.of(args);
+  constexpr int64_t kRowsAtOnce = 64;
+  pool_.parallel_for((x.n_rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t piece, int /*thread*/) {
+    cpu::RopeAngles::Cursor row = angles.cursor();
+    std::vector<float> first(half), second(half);
     const int64_t end = std::min(x.n_rows, (piece + 1) * kRowsAtOnce);
     for (int64_t r = piece * kRowsAtOnce; r < end; ++r) {
-      for (size_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(position[static_cast<size_t>(r)]) * args.frequency[i];
-        cosine[i] = static_cast<float>(std::cos(angle)) * args.magnitude;
-        sine[i] = static_cast<float>(std::sin(angle)) * args.magnitude;
-      }
+      angles.move(position[static_cast<size_t>(r)], args.magnitude, row);
+      const float* cosine = row.row_cosine.data();
+      const float* sine = row.row_sine.data();
       for (int32_t h = 0; h < x.n_head; ++h) {
         float* head = x.at(r, h);
         if (args.neox) {
           ops_->turn(head, head + half, cosine, sine, static_cast<int64_t>(half));
           continue;
         }
+        // Neighbouring pairs are drawn apart, turned, and put back.
         for (size_t i = 0; i < half; ++i) {
           first[i] = head[2 * i];
           second[i] = head[2 * i + 1];
         }
-        ops_->turn(first, second, cosine, sine, static_cast<int64_t>(half));
+        ops_->turn(first.data(), second.data(), cosine, sine, static_cast<int64_t>(half));
         for (size_t i = 0; i < half; ++i) {
           head[2 * i] = first[i];
           head[2 * i + 1] = second[i];

@@ -5,6 +5,7 @@
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/many_rows.h"
 #include "kernels/cpu/peak.h"
+#include "kernels/cpu/rope_angles.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/host_device.h"
 
@@ -56,6 +57,7 @@ class CpuDevice : public HostDevice {
   CpuContext context_;
   const RowOps* ops_;
   ManyRows many_rows_;
+  cpu::RopeTables rope_tables_;
 };
 
 }  // namespace winnow
