@@ -1,7 +1,7 @@
 """One OpenVINO measurement for bench/peers, run by the Python of the environment that OpenVINO is installed in.
 
-  python openvino_worker.py '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1,
-                              "ids": []}'
+  echo '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1, "ids": []}' |
+      python openvino_worker.py
 
 mode: dense, xattention or trishape. The prompt: ids, or where there are none random ones, as llama-bench takes them; the
 first run after loading warms up and is not counted. Prints one JSON object: prefill_tok_s and, where gen > 1, decode_tok_s, each a list over reps.
@@ -35,7 +35,7 @@ def scheduler(mode, n_tokens):
 
 
 def main():
-    task = json.loads(sys.argv[1])
+    task = json.load(sys.stdin)
     pipe = openvino_genai.LLMPipeline(task["model"], "CPU", scheduler_config=scheduler(task["mode"], task["prompt"]),
                                       INFERENCE_NUM_THREADS=task["threads"])
     settings = openvino_genai.GenerationConfig()
