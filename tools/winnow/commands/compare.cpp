@@ -4,10 +4,8 @@
 // stand before the same choice at each step.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
-
 #include "command.h"
+#include "distributions.h"
 #include "figures.h"
 #include "loaded.h"
 #include "signals.h"
@@ -41,29 +39,6 @@ struct Result {
   double agreement = 1, kl = 0;
 };
 
-size_t best(std::span<const float> logits) {
-  return static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-/// ln of the sum of exp(logit).
-double log_sum(std::span<const float> logits) {
-  const double top = logits[best(logits)];
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return top + std::log(sum);
-}
-
-/// KL(p || q) of two distributions given by their logits, in nats.
-double divergence(std::span<const float> p, std::span<const float> q) {
-  const double p_sum = log_sum(p), q_sum = log_sum(q);
-  double kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double log_p = p[i] - p_sum;
-    kl += std::exp(log_p) * (log_p - (q[i] - q_sum));
-  }
-  return std::max(kl, 0.0);
-}
-
 /// Feeds the dense answer to `sequence`, which has read the prompt and saw `first` at its end.
 void follow_dense(const Contest& contest, Sequence& sequence, std::vector<float> logits, Result& result) {
   Engine& engine = *contest.loaded.engine;
@@ -73,8 +48,8 @@ void follow_dense(const Contest& contest, Sequence& sequence, std::vector<float>
   for (size_t step = 0; step < n_steps; ++step) {
     if (step > 0) logits = engine.decode(sequence, contest.dense_answer[step - 1]);
     const std::vector<float>& dense = contest.dense_steps[step];
-    same += best(dense) == best(logits) ? 1 : 0;
-    kl += divergence(dense, logits);
+    same += best_token(dense) == best_token(logits) ? 1 : 0;
+    kl += kl_divergence(dense, logits);
   }
   result.agreement = static_cast<double>(same) / static_cast<double>(n_steps);
   result.kl = kl / static_cast<double>(n_steps);
