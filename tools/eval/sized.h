@@ -13,7 +13,7 @@ struct Sized {
   std::string_view name;                               // the task's: part of what draws depend on
   std::function<Sample(Draw&, int64_t size)> build{};  // equal draws and size give equal samples
   int64_t step = 25;    // the smallest size, and what a sample that is too long is made smaller by
-  int64_t probe = 0;    // the size whose tokens estimate the upper bound of the search; 0: step
+  int64_t probe = 100;  // the size, at least step, whose tokens estimate the upper bound of the search
   int64_t slack = 3;    // the upper bound is this many times the estimate
   int64_t reserve = 0;  // tokens kept for the answer
 };

@@ -21,7 +21,6 @@ constexpr std::string_view kLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 constexpr int kHops = 4;
 constexpr int32_t kTokens = 30;
 constexpr int64_t kExampleTokens = 500;  // the example's length by the same rule, answer included
-constexpr int64_t kExampleIndex = -2;    // draws of its search
 
 std::vector<std::string> draw_names(Draw& draw, size_t n_letters) {
   std::vector<std::string> names;
@@ -74,14 +73,18 @@ std::string example(Draw& draw, int64_t n_lines) {
   return fmt::format("{}{} {}\n\n", solved.input(), solved.answer_prefix, fmt::join(solved.outputs, " "));
 }
 
+/// Lines of noise in the example: as many as fit 500 tokens, or, where a tokenizer takes more for the fewest, these.
+int64_t example_size(Request request) {
+  constexpr int64_t kFewest = 6;  // more lines than statements
+  request.length = kExampleTokens;
+  const auto build = [](Draw& draw, int64_t n) { return task(draw, n, 3, "12345"); };
+  Draw draw(0);
+  if (request.n_tokens(build(draw, kFewest)) + kTokens > kExampleTokens) return kFewest;
+  return eval::largest_size(request, {.name = kName, .build = build, .step = kFewest, .reserve = kTokens});
+}
+
 std::unique_ptr<eval::Generator> make(const Request& request) {
-  Request small = request;
-  small.length = kExampleTokens;
-  const int64_t example_lines =
-      eval::largest_size(small, {.name = kName,
-                                 .build = [](Draw& draw, int64_t n) { return task(draw, n, 3, "12345"); },
-                                 .step = 6,  // more lines than statements
-                                 .reserve = kTokens});
+  const int64_t example_lines = example_size(request);
   const auto build = [example_lines](Draw& draw, int64_t n_lines) {
     Sample sample = task(draw, n_lines, 5, std::to_string(draw.between(10000, 99998)));
     sample.context = example(draw, example_lines) + "\n\n" + sample.context;

@@ -50,9 +50,9 @@ class Evaluation {
   void run() {
     for (Json& line : eval::read_samples(samples_path())) keep(std::move(line));
     eval::SampleFile file(samples_path());
-    const int64_t n_tokens = tokens_left();
-    Watch watch(*loaded_.engine, "evaluating", n_tokens);
+    Watch watch(*loaded_.engine, "evaluating", tokens_left());
     try {
+      warm_up(watch);
       for (const EvalTask& task : tasks_) {
         for (const int64_t length : task.lengths) run_cell(open(task, length), file, watch);
       }
@@ -77,6 +77,17 @@ class Evaluation {
 
   bool missing(const EvalTask& task, int64_t length, int64_t index, const Policy& policy) const {
     return !lines_.contains({task.name, length, index, policy.name()});
+  }
+
+  /// Once through every layer, so that the file's pages and the products' code are there before anything is timed.
+  void warm_up(Watch& watch) const {
+    if (tokens_left() == 0) return;
+    std::vector<int32_t> tokens =
+        prompt_tokens(*loaded_.tokenizer, "The first words of a text that nobody will score. ");
+    tokens.resize(static_cast<size_t>(std::min<int64_t>(std::ssize(tokens), loaded_.engine->n_ctx())));
+    watch.begin(0, 0);
+    Sequence sequence = loaded_.engine->start(Policy());
+    loaded_.engine->prefill(sequence, tokens);
   }
 
   int64_t tokens_left() const {
