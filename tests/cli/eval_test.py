@@ -199,6 +199,39 @@ class Eval(EvalCase):
         self.assertEqual(self.samples()[1]["kl"], 0)
 
 
+class Trace(EvalCase):
+    METHOD = "streaming_llm(sinks=4, window=256)"
+
+    def check(self, folder, density, n):
+        traces = [json.loads(read(file)) for file in glob.glob(os.path.join(folder, "*.json"))]
+        self.assertEqual(len(traces), n)
+        (trace,) = [trace for trace in traces if trace["method"] != "dense"]
+        heads = [head for layer in trace["density"] for head in layer]
+        self.assertAlmostEqual(sum(heads) / len(heads), density, 4)
+        self.assertLess(max(heads), 1)
+
+    def test_eval_and_its_report(self):
+        self.eval("--task", "niah_single_1", "--length", 2000, "--samples", 2, "--method", self.METHOD, "--trace",
+                  os.path.join(self.out, "trace"))
+        self.check(os.path.join(self.out, "trace"), self.samples()[1]["density"], 2)
+        self.good("report", self.out)
+        page = read(os.path.join(self.out, "report.html")).decode()
+        self.assertIn("Density of each layer and head", page)
+        self.assertIn("layer 0, head 0:", page)
+
+    def test_run_and_compare(self):
+        text = path("text.txt")
+        args = ("-m", model(), "--raw", "-f", text, "-n", 2, "--method", self.METHOD, "--trace", self.out)
+        (line,) = self.lines("run", *args)
+        self.check(self.out, line["density"], 1)
+        shutil.rmtree(self.out)
+        _, line = self.lines("compare", *args)
+        self.check(self.out, line["density"], 2)
+
+    def test_refusals(self):
+        self.refused("run", "-m", model(), "-p", "x", "--trace", model(), says="--trace")
+
+
 class RulerLines(EvalCase):
     """The prompts that --prompts writes, as RULER's own scripts would read them."""
 

@@ -16,6 +16,7 @@ struct EvalOptions {
   int64_t n_samples = 20;
   int64_t seed = 42;
   std::string out;
+  std::string trace;     // a folder; empty: none
   bool raw = false;      // no chat template
   bool later = false;    // the question is read after the context
   bool prompts = false;  // write the prompts, answer none

@@ -112,7 +112,8 @@ Json EvalRun::answer(Sequence& sequence) {
   const std::span<const int32_t> tokens = prompt_.tokens;
   const auto start = std::chrono::steady_clock::now();
   if (prompt_.n_context > 0) engine.prefill(sequence, tokens.first(prompt_.n_context));
-  const double context_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double context_s =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() - sequence.stats().measure_s;
   GenerateOptions options;
   options.n_max = sample_.n_gen > 0 ? sample_.n_gen : task_.n_gen;
   const Generated answer = generate(engine, sequence, *loaded_.tokenizer, tokens.subspan(prompt_.n_context), options);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "command.h"
+#include "density_trace.h"
 #include "distributions.h"
 #include "figures.h"
 #include "loaded.h"
@@ -16,6 +17,7 @@ namespace {
 constexpr int32_t kRecallRows = 32;  // rows of each layer whose true attention mass is computed for `recall`
 
 struct Options {
+  std::string trace;  // a folder; empty: none
   ModelOptions model;
   PromptInput input;
   GenerateOptions generate;
@@ -30,6 +32,7 @@ struct Contest {
   std::vector<int32_t> prompt;
   Steps dense_steps;
   std::vector<int32_t> dense_answer;
+  DensityTrace trace{*loaded.engine, options.trace};
 };
 
 struct Result {
@@ -63,6 +66,7 @@ Result run_method(Contest& contest, const Policy& policy, bool dense) {
   Result result;
   result.method = policy.name();
   engine.device().memory().reset_peak();
+  contest.trace.clear();
   const Watch watch(engine, policy.name() + ": reading", static_cast<int64_t>(contest.prompt.size()));
   GenerateHooks hooks;
   hooks.logits = [&](std::span<const float> logits) {
@@ -75,6 +79,7 @@ Result run_method(Contest& contest, const Policy& policy, bool dense) {
   };
   result.answer =
       generate(engine, sequence, *contest.loaded.tokenizer, contest.prompt, contest.options.generate, hooks);
+  contest.trace.write(policy.name(), policy.name(), std::ssize(contest.prompt));
   result.figures = measure(engine, sequence, result.answer);
   if (dense) {
     contest.dense_answer = result.answer.tokens;
@@ -149,6 +154,7 @@ std::function<void()> add(CLI::App& app) {
   add_prompt_options(app, options->input.files, options->input.prompt);
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template");
+  add_trace(app, options->trace);
   app.add_option("-n", options->generate.n_max, "longest answer in tokens (default 128); always the likeliest token")
       ->check(whole_between(1, 1 << 20))
       ->type_name("N");

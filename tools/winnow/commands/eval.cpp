@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "density_trace.h"
 #include "eval/results.h"
 #include "eval_plan.h"
 #include "files.h"
@@ -37,7 +38,8 @@ class Evaluation {
         loaded_(loaded),
         maker_(loaded, options.raw, options.later),
         policies_(eval_policies(options, *loaded.engine)),
-        tasks_(eval_tasks(options, loaded, maker_)) {}
+        tasks_(eval_tasks(options, loaded, maker_)),
+        trace_(*loaded.engine, options.trace) {}
 
   /// Writes each cell's prompts to DIR/TASK-LENGTH.jsonl as RULER does.
   void write_prompts() const {
@@ -129,9 +131,15 @@ class Evaluation {
       for (const Policy* policy : todo) {
         check_signal();
         Json line = {{"task", task.name}, {"length", cell.length}, {"index", index}, {"method", policy->name()}};
+        trace_.clear();
         line.update(run.run(*policy, watch, n_done_));
         require_same_prompt(line);
         file.add(line);
+        // One map for each task, length and method is enough: that of the first sample.
+        if (index == 0 && task.kind == eval::TaskKind::answer) {
+          trace_.write(fmt::format("{} {} {}", task.name, cell.length, policy->name()), policy->name(),
+                       std::ssize(prompt.tokens));
+        }
         n_done_ += std::max<int64_t>(cell.length, 1);
         if (options_.model.json) print_json(line);
         keep(std::move(line));
@@ -197,6 +205,7 @@ class Evaluation {
   PromptMaker maker_;
   std::vector<Policy> policies_;
   std::vector<EvalTask> tasks_;
+  DensityTrace trace_;
   std::map<Key, Json> lines_;  // all that are finished
   int64_t n_done_ = 0;         // tokens of this run's finished samples
 };
@@ -240,6 +249,7 @@ std::function<void()> add(CLI::App& app) {
   app.add_option("--out", options->out, "folder of the results; a run that it holds goes on")
       ->type_name("DIR")
       ->required();
+  add_trace(app, options->trace);
   app.add_flag("--raw", options->raw, "no chat template");
   app.add_flag("--later", options->later, "read the context before the question: compressors do not see it");
   app.add_flag("--prompts", options->prompts, "only write the prompts, DIR/TASK-LENGTH.jsonl, and answer none");
