@@ -38,9 +38,10 @@ struct EngineOptions {
 struct RunStats {
   int64_t n_prefill = 0, n_decode = 0;  // tokens
   double prefill_s = 0, decode_s = 0;
-  double select_s = 0;  // of prefill_s: selectors and compressors
-  double attend_s = 0;  // of prefill_s: attention kernels
-  AttnCounts counts;    // of prefill
+  double select_s = 0;   // of prefill_s: selectors and compressors
+  double attend_s = 0;   // of prefill_s: attention kernels
+  double measure_s = 0;  // recall and what on_selection does: part of no other figure
+  AttnCounts counts;     // of prefill
   AttnCounts decode_counts;
   double recall_sum = 0;  // of sampled (row, head) pairs: share of the true attention mass kept
   int64_t recall_n = 0;
@@ -111,6 +112,9 @@ class Engine {
 
   /// Called now and then during prefill with the share done, in [0, 1].
   std::function<void(double)> on_progress;
+  /// Called in prefill for every layer (in chunk-major prefill for every chunk of it) with what will be computed; an
+  /// empty selection is everything. Its time does not count as the run's.
+  std::function<void(const Site&, const Selection&)> on_selection;
   /// Stops the running prefill or decode soon; it throws Cancelled.
   void cancel() { cancelled_.store(true); }
 

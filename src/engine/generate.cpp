@@ -78,11 +78,12 @@ Generated generate(Engine& engine, Sequence& sequence, const Tokenizer& tokenize
   Sampler sampler(options.sampler);
   TextOut out(tokenizer, options, hooks);
   Generated answer;
+  const double measured = sequence.stats().measure_s;
   std::vector<float> logits = engine.prefill(sequence, prompt);
   while (true) {
     if (hooks.logits) hooks.logits(logits);
     const int32_t token = sampler.sample(logits, sequence.tokens());
-    if (answer.tokens.empty()) answer.ttft_s = seconds_since(start);
+    if (answer.tokens.empty()) answer.ttft_s = seconds_since(start) - (sequence.stats().measure_s - measured);
     if (tokenizer.is_end(token)) {
       answer.finish = Finish::end;
       break;

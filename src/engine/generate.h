@@ -26,7 +26,7 @@ struct Generated {
   std::string text;             // whole UTF-8 characters
   std::vector<int32_t> tokens;  // without the token that ended it
   Finish finish = Finish::length;
-  double ttft_s = 0;  // from the call to the first token
+  double ttft_s = 0;  // from the call to the first token, less what was measured on the way (RunStats::measure_s)
 };
 
 /// What somebody may watch while an answer grows. Either may be empty.

@@ -152,17 +152,27 @@ Selection Prefill::choose(const Site& here) {
     const Stopwatch watch(sequence_.stats_.select_s);
     selection = method.selector->select(here);
   }
-  if (engine_.options_.recall_rows > 0 && !selection.everything()) {
-    double spent = 0;
-    {
-      const Stopwatch watch(spent);
+  show(here, selection);
+  return selection;
+}
+
+// Measurements are not part of the run: their time is taken off again.
+void Prefill::show(const Site& here, const Selection& selection) {
+  const bool recall_wanted = engine_.options_.recall_rows > 0 && !selection.everything();
+  if (!recall_wanted && !engine_.on_selection) return;
+  device_.sync();  // what a device still works on is the run's
+  double spent = 0;
+  {
+    const Stopwatch watch(spent);
+    if (recall_wanted) {
       const Recall recall = sample_recall(here, selection, engine_.options_.recall_rows);
       sequence_.stats_.recall_sum += recall.sum;
       sequence_.stats_.recall_n += recall.n;
     }
-    sequence_.stats_.prefill_s -= spent;  // a measurement is not part of the run
+    if (engine_.on_selection) engine_.on_selection(here, selection);
   }
-  return selection;
+  sequence_.stats_.prefill_s -= spent;
+  sequence_.stats_.measure_s += spent;
 }
 
 void Prefill::attend(const Site& here, const Selection& selection) {

@@ -27,6 +27,7 @@ class Prefill {
   void project(int32_t index, const Rows& rows);
   Site site(int32_t index, const Rows& rows);
   Selection choose(const Site& site);
+  void show(const Site& site, const Selection& selection);
   void attend(const Site& site, const Selection& selection);
   void copy_tail(Mat q, Mat tail);
   void compress(Site& site);

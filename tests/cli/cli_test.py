@@ -21,7 +21,7 @@ WRITER = os.environ["WRITE_TINY_MODELS"]
 HELLO = os.environ["HELLO"]
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "winnow", "models")
 SANITIZED = bool(os.environ.get("WINNOW_SANITIZED"))
-COMMANDS = ("run chat compare bench perplexity logits tokenize info methods kernels calibrate pull").split()
+COMMANDS = ("run chat compare bench eval report perplexity logits tokenize info methods kernels calibrate pull").split()
 TEXT = "The ferry leaves at seven. Nobody remembers who planted the walnut trees along the road. " * 40
 
 folder = ""  # of this run: tiny models, texts, whatever tests write

@@ -102,6 +102,11 @@ void add_prompt_options(CLI::App& app, std::vector<std::string>& files, std::str
       ->type_name("FILE");
 }
 
+void add_trace(CLI::App& app, std::string& folder) {
+  app.add_option("--trace", folder, "write the density of every layer and head of the prefill into this folder")
+      ->type_name("DIR");
+}
+
 std::vector<std::string> split_methods(const std::string& text) {
   std::vector<std::string> parts(1);
   int depth = 0;

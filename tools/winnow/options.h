@@ -32,6 +32,9 @@ void add_generate_options(CLI::App& app, GenerateOptions& options);
 /// -f, repeatable, and -p.
 void add_prompt_options(CLI::App& app, std::vector<std::string>& files, std::string& prompt);
 
+/// --trace, for commands that run methods (see density_trace.h).
+void add_trace(CLI::App& app, std::string& folder);
+
 /// For app.add_option(...)->check(...): whole numbers, and numbers, between two limits.
 CLI::Validator whole_between(int64_t low, int64_t high);
 CLI::Validator number_between(double low, double high);

@@ -4,10 +4,9 @@
 // stand before the same choice at each step.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
-
 #include "command.h"
+#include "density_trace.h"
+#include "distributions.h"
 #include "figures.h"
 #include "loaded.h"
 #include "signals.h"
@@ -18,6 +17,7 @@ namespace {
 constexpr int32_t kRecallRows = 32;  // rows of each layer whose true attention mass is computed for `recall`
 
 struct Options {
+  std::string trace;  // a folder; empty: none
   ModelOptions model;
   PromptInput input;
   GenerateOptions generate;
@@ -32,6 +32,7 @@ struct Contest {
   std::vector<int32_t> prompt;
   Steps dense_steps;
   std::vector<int32_t> dense_answer;
+  DensityTrace trace{*loaded.engine, options.trace};
 };
 
 struct Result {
@@ -40,29 +41,6 @@ struct Result {
   Figures figures;
   double agreement = 1, kl = 0;
 };
-
-size_t best(std::span<const float> logits) {
-  return static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-/// ln of the sum of exp(logit).
-double log_sum(std::span<const float> logits) {
-  const double top = logits[best(logits)];
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return top + std::log(sum);
-}
-
-/// KL(p || q) of two distributions given by their logits, in nats.
-double divergence(std::span<const float> p, std::span<const float> q) {
-  const double p_sum = log_sum(p), q_sum = log_sum(q);
-  double kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double log_p = p[i] - p_sum;
-    kl += std::exp(log_p) * (log_p - (q[i] - q_sum));
-  }
-  return std::max(kl, 0.0);
-}
 
 /// Feeds the dense answer to `sequence`, which has read the prompt and saw `first` at its end.
 void follow_dense(const Contest& contest, Sequence& sequence, std::vector<float> logits, Result& result) {
@@ -73,8 +51,8 @@ void follow_dense(const Contest& contest, Sequence& sequence, std::vector<float>
   for (size_t step = 0; step < n_steps; ++step) {
     if (step > 0) logits = engine.decode(sequence, contest.dense_answer[step - 1]);
     const std::vector<float>& dense = contest.dense_steps[step];
-    same += best(dense) == best(logits) ? 1 : 0;
-    kl += divergence(dense, logits);
+    same += best_token(dense) == best_token(logits) ? 1 : 0;
+    kl += kl_divergence(dense, logits);
   }
   result.agreement = static_cast<double>(same) / static_cast<double>(n_steps);
   result.kl = kl / static_cast<double>(n_steps);
@@ -88,6 +66,7 @@ Result run_method(Contest& contest, const Policy& policy, bool dense) {
   Result result;
   result.method = policy.name();
   engine.device().memory().reset_peak();
+  contest.trace.clear();
   const Watch watch(engine, policy.name() + ": reading", static_cast<int64_t>(contest.prompt.size()));
   GenerateHooks hooks;
   hooks.logits = [&](std::span<const float> logits) {
@@ -100,6 +79,7 @@ Result run_method(Contest& contest, const Policy& policy, bool dense) {
   };
   result.answer =
       generate(engine, sequence, *contest.loaded.tokenizer, contest.prompt, contest.options.generate, hooks);
+  contest.trace.write(policy.name(), policy.name(), std::ssize(contest.prompt));
   result.figures = measure(engine, sequence, result.answer);
   if (dense) {
     contest.dense_answer = result.answer.tokens;
@@ -174,6 +154,7 @@ std::function<void()> add(CLI::App& app) {
   add_prompt_options(app, options->input.files, options->input.prompt);
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template");
+  add_trace(app, options->trace);
   app.add_option("-n", options->generate.n_max, "longest answer in tokens (default 128); always the likeliest token")
       ->check(whole_between(1, 1 << 20))
       ->type_name("N");

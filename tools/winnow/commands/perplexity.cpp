@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "distributions.h"
 #include "files.h"
 #include "loaded.h"
 #include "output.h"
@@ -22,14 +23,6 @@ struct Options {
   std::string file;
   int n_windows = 0;
 };
-
-/// -ln of the probability of `token`.
-double surprise(std::span<const float> logits, int32_t token) {
-  const float top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return std::log(sum) + top - logits[static_cast<size_t>(token)];
-}
 
 /// Sum of the surprises over the second half of one window.
 double score_window(Engine& engine, const Policy& policy, std::span<const int32_t> window) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "density_trace.h"
 #include "figures.h"
 #include "loaded.h"
 
@@ -10,6 +11,7 @@ namespace winnow::roster {
 namespace {
 
 struct Options {
+  std::string trace;  // a folder; empty: none
   ModelOptions model;
   PromptInput input;
   GenerateOptions generate;
@@ -43,6 +45,7 @@ void run(const Options& options) {
   require_room(loaded, static_cast<int64_t>(prompt.size()), options.generate.n_max);
 
   Sequence sequence = engine.start(policy);
+  const DensityTrace trace(engine, options.trace);
   engine.device().memory().reset_peak();
   Generated answer;
   {
@@ -56,6 +59,7 @@ void run(const Options& options) {
     };
     answer = generate(engine, sequence, *loaded.tokenizer, prompt, options.generate, hooks);
   }
+  trace.write(policy.name(), policy.name(), std::ssize(prompt));
   const Figures figures = measure(engine, sequence, answer);
   if (options.model.json) {
     print_json(to_json(loaded, policy, answer, figures));
@@ -77,6 +81,7 @@ std::function<void()> add(CLI::App& app) {
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template: continue the files' and the question's text as it is");
   add_generate_options(app, options->generate);
+  add_trace(app, options->trace);
   app.add_flag("--stats", options->stats, "tell the figures on standard error, not only on a terminal");
   return [options] { run(*options); };
 }

@@ -1,0 +1,72 @@
+#include "methods/density.h"
+
+#include <algorithm>
+
+#include "methods/lists.h"
+
+namespace winnow {
+namespace {
+
+/// How many slots each row sees, ascending as rows do.
+std::vector<int32_t> seen_by_rows(const Site& site, const KvHead& kv) {
+  std::vector<int32_t> seen;
+  seen.reserve(site.limit.size());
+  for (const int32_t limit : site.limit) seen.push_back(visible_slots(kv, limit));
+  return seen;
+}
+
+int64_t permitted_pairs(const Site& site, const KvHead& kv, std::span<const int32_t> seen) {
+  int64_t pairs = 0;
+  for (size_t row = 0; row < seen.size(); ++row) {
+    const int32_t hidden = site.window > 0 ? visible_slots(kv, site.limit[row] - site.window) : 0;
+    pairs += seen[row] - hidden;
+  }
+  return pairs;
+}
+
+/// Pairs of the rows that see `seen` slots with the slots [begin, end).
+int64_t pairs_with(std::span<const int32_t> seen, int32_t begin, int32_t end) {
+  const auto n_rows = static_cast<int64_t>(seen.size());
+  if (end <= seen.front()) return n_rows * (end - begin);
+  int64_t pairs = 0;
+  for (const int32_t n : seen) pairs += std::clamp(n - begin, 0, end - begin);
+  return pairs;
+}
+
+int64_t selected_pairs(const Selection& selection, int32_t head, std::span<const int32_t> seen) {
+  int64_t pairs = 0;
+  for (int32_t block = 0; block < selection.n_block_q; ++block) {
+    const auto first = static_cast<size_t>(block) * static_cast<size_t>(selection.block_q);
+    if (first >= seen.size()) break;
+    const auto rows =
+        seen.subspan(first, std::min<size_t>(static_cast<size_t>(selection.block_q), seen.size() - first));
+    const auto list = static_cast<size_t>(selection.list(head, block));
+    for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
+      const int32_t begin = selection.block_begin[static_cast<size_t>(i)];
+      pairs += pairs_with(rows, begin, begin + selection.block_k);
+    }
+    for (int32_t i = selection.column_ptr[list]; i < selection.column_ptr[list + 1]; ++i) {
+      const int32_t slot = selection.column[static_cast<size_t>(i)];
+      pairs += pairs_with(rows, slot, slot + 1);
+    }
+  }
+  return pairs;
+}
+
+}  // namespace
+
+std::vector<AttnCounts> count_selected(const Site& site, const Selection& made) {
+  const Selection selection = made.everything() ? Selection() : site.ops.on_host(made);
+  std::vector<AttnCounts> counts(static_cast<size_t>(site.q.n_head));
+  site.ops.for_each(site.q.n_head, [&](int64_t item, int) {
+    const auto head = static_cast<int32_t>(item);
+    const KvHead& kv = kv_head_of(site, head);
+    const std::vector<int32_t> seen = seen_by_rows(site, kv);
+    AttnCounts& count = counts[static_cast<size_t>(item)];
+    count.permitted = permitted_pairs(site, kv, seen);
+    count.computed = made.everything() ? count.permitted : selected_pairs(selection, head, seen);
+  });
+  return counts;
+}
+
+}  // namespace winnow

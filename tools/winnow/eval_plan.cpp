@@ -1,0 +1,129 @@
+#include "eval_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "base/error.h"
+#include "eval/draw.h"
+#include "eval/user_task.h"
+#include "files.h"
+#include "output.h"
+
+namespace winnow {
+namespace {
+
+using eval::Request;
+using eval::Sample;
+
+EvalTask user_task(const EvalOptions& options, const std::string& path, const Loaded& loaded,
+                   const PromptMaker& maker) {
+  std::vector<Sample> samples = eval::parse_user_task(path, read_text(path));
+  if (std::ssize(samples) > options.n_samples) samples.resize(static_cast<size_t>(options.n_samples));
+  const int64_t n_ctx = loaded.engine->n_ctx();
+  for (size_t i = 0; i < samples.size(); ++i) {
+    const int64_t n = maker.n_tokens(samples[i]) + samples[i].n_gen;
+    if (n > n_ctx) {
+      fail("{}: sample {} needs {} tokens with its answer, and the context holds {}", path, i + 1, human_count(n),
+           human_count(n_ctx));
+    }
+  }
+  EvalTask task;
+  task.name = std::filesystem::path(path).stem().string();
+  task.metric = "all";
+  task.lengths = {0};
+  task.n_samples = std::ssize(samples);
+  task.make = [samples](const Request&) { return eval::make_user_task(samples); };
+  return task;
+}
+
+EvalTask known_task(const EvalOptions& options, const std::string& name, int64_t n_ctx) {
+  const eval::TaskInfo& info = eval::find_task(name);
+  EvalTask task;
+  task.name = info.name;
+  task.metric = info.metric;
+  task.n_gen = info.n_gen;
+  task.reserves = info.reserves;
+  task.kind = info.kind;
+  task.n_samples = options.n_samples;
+  task.make = info.make;
+  const std::set<int64_t> lengths(options.lengths.begin(), options.lengths.end());
+  for (const int64_t length : lengths) {
+    const int64_t need = length + (info.reserves ? 0 : info.n_gen);
+    if (need > n_ctx) {
+      fail("task {} at length {} needs {} tokens, and the context holds {}", name, length, human_count(need),
+           human_count(n_ctx));
+    }
+    task.lengths.push_back(length);
+  }
+  return task;
+}
+
+/// Of a file's size and its beginning, where GGUF keeps all that tells models apart but the weights themselves.
+std::string fingerprint(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string head(size_t{1} << 20, '\0');
+  file.read(head.data(), static_cast<std::streamsize>(head.size()));
+  head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+  return fmt::format("{:016x}", eval::hash64(head + std::to_string(std::filesystem::file_size(path))));
+}
+
+}  // namespace
+
+std::vector<Policy> eval_policies(const EvalOptions& options, const Engine& engine) {
+  std::vector<Policy> policies(1);
+  std::set<std::string> seen = {policies.front().name()};
+  for (const std::string& text : options.model.methods) {
+    Policy policy(split_methods(text), engine.method_shape());
+    if (seen.insert(policy.name()).second) policies.push_back(std::move(policy));
+  }
+  return policies;
+}
+
+std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loaded, const PromptMaker& maker) {
+  std::vector<EvalTask> tasks;
+  std::set<std::string> seen;
+  for (const std::string& name : options.tasks) {
+    tasks.push_back(name.ends_with(".jsonl") ? user_task(options, name, loaded, maker)
+                                             : known_task(options, name, loaded.engine->n_ctx()));
+    if (!seen.insert(tasks.back().name).second) fail("--task names {} twice", tasks.back().name);
+  }
+  return tasks;
+}
+
+void open_run(const EvalOptions& options, const Loaded& loaded) {
+  Engine& engine = *loaded.engine;
+  const eval::Json now = {{"model", model_name(loaded)},
+                          {"model_hash", fingerprint(options.model.path)},
+                          {"kv", options.model.kv},
+                          {"device", engine.device().name()},
+                          {"threads", engine.device().n_threads()},
+                          {"template", options.raw ? "none" : "chat"},
+                          {"question", options.later ? "after the context" : "with the context"},
+                          {"seed", options.seed}};
+  std::error_code error;
+  std::filesystem::create_directories(options.out, error);
+  if (!std::filesystem::is_directory(options.out)) {
+    fail("--out {}: the folder cannot be made: {}", options.out, error ? error.message() : "a file is in its place");
+  }
+  const std::string path = options.out + "/run.json";
+  if (!std::filesystem::exists(path)) {
+    PendingFile file(path);
+    const std::string text = now.dump(2) + "\n";
+    file.write(text.data(), text.size());
+    file.commit();
+    return;
+  }
+  const eval::Json before = eval::Json::parse(read_text(path), nullptr, false);
+  if (!before.is_object()) fail("{}: this is no result of winnow eval; give another --out", path);
+  for (const auto& [name, value] : now.items()) {
+    if (!before.contains(name) || before[name] != value) {
+      fail("{} holds a run with {} {}, and this one has {}; give another --out", options.out, name,
+           before.contains(name) ? before[name].dump() : "unknown", value.dump());
+    }
+  }
+}
+
+}  // namespace winnow

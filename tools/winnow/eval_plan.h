@@ -1,0 +1,35 @@
+// What `winnow eval` is asked for, checked before hours are spent on it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eval_run.h"
+#include "options.h"
+
+namespace winnow {
+
+struct EvalOptions {
+  ModelOptions model;
+  std::vector<std::string> tasks;
+  std::vector<int64_t> lengths = {4096};
+  int64_t n_samples = 20;
+  int64_t seed = 42;
+  std::string out;
+  std::string trace;     // a folder; empty: none
+  bool raw = false;      // no chat template
+  bool later = false;    // the question is read after the context
+  bool prompts = false;  // write the prompts, answer none
+};
+
+/// Dense attention first, then each contestant once. Throws Error where a method is malformed or unknown.
+std::vector<Policy> eval_policies(const EvalOptions& options, const Engine& engine);
+
+/// Throws Error where a task is unknown, a file is broken, or a length goes beyond the context.
+std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loaded, const PromptMaker& maker);
+
+/// Makes DIR and its run.json, or checks that the run there is this one: model, seed, template, device. Throws Error
+/// that names what differs.
+void open_run(const EvalOptions& options, const Loaded& loaded);
+
+}  // namespace winnow
