@@ -2,11 +2,20 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <optional>
 
+#include "engine/pack.h"
 #include "engine/prefill.h"
 
 namespace winnow {
+namespace {
+
+// Rows of several prompts that are read together. Unpacking a layer's weights costs as much as a few hundred rows of
+// its products, so more rows than this gain nothing and only take memory.
+constexpr int64_t kPackRows = 4096;
+
+}  // namespace
 
 void Sequence::truncate(int32_t n) {
   WINNOW_ASSERT(n >= 0 && n <= n_tokens());
@@ -103,8 +112,9 @@ void Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_
     fail("logits of {} tokens are asked for; the prompt has {}", n_logits, tokens.size());
   }
   check_room(sequence, tokens.size());
+  const Reading reading = {&sequence, tokens, n_logits};
   Sequence* one = &sequence;
-  guarded({&one, 1}, [&] { Prefill(*this, sequence, nullptr).run(tokens, n_logits, sink); });
+  guarded({&one, 1}, [&] { Prefill(*this, std::ssize(tokens)).run({&reading, 1}, sink); });
 }
 
 std::vector<float> Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens) {
@@ -113,11 +123,44 @@ std::vector<float> Engine::prefill(Sequence& sequence, std::span<const int32_t> 
   return logits;
 }
 
+std::vector<float> Engine::prefill(std::span<Sequence* const> sequences,
+                                   std::span<const std::span<const int32_t>> prompts) {
+  WINNOW_ASSERT(!sequences.empty() && sequences.size() == prompts.size());
+  std::vector<int64_t> lengths;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    WINNOW_ASSERT(std::count(sequences.begin(), sequences.end(), sequences[i]) == 1);
+    if (prompts[i].empty()) fail("prompt {} of {} is empty: there is no token to read", i + 1, prompts.size());
+    check_room(*sequences[i], prompts[i].size());
+    lengths.push_back(std::ssize(prompts[i]));
+  }
+  const int64_t n_vocab = model_->shape().n_vocab;
+  std::vector<float> result(sequences.size() * static_cast<size_t>(n_vocab));
+  const int64_t capacity = std::max(kPackRows, *std::max_element(lengths.begin(), lengths.end()));
+  const std::vector<std::vector<int32_t>> bins = pack_prompts(lengths, capacity);
+  guarded(sequences, [&] {
+    Prefill prefill(*this, std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
+    for (const std::vector<int32_t>& bin : bins) {
+      std::vector<Reading> readings;
+      for (const int32_t i : bin) {
+        readings.push_back({sequences[static_cast<size_t>(i)], prompts[static_cast<size_t>(i)], 1});
+      }
+      prefill.run(readings, [&](int64_t first, Mat logits) {
+        for (int64_t row = 0; row < logits.rows; ++row) {
+          const int64_t prompt = bin[static_cast<size_t>(first + row)];
+          device_->download(result.data() + prompt * n_vocab, logits.slice(row, 1));
+        }
+      });
+    }
+  });
+  return result;
+}
+
 void Engine::calibrate(std::span<const int32_t> tokens, Calibration& calibration) {
   Sequence sequence = start({});
   if (tokens.empty()) fail("the calibration text is empty");
   check_room(sequence, tokens.size());
-  Prefill(*this, sequence, &calibration).run(tokens, 1, [](int64_t, Mat) {});
+  const Reading reading = {&sequence, tokens, 1};
+  Prefill(*this, std::ssize(tokens), &calibration).run({&reading, 1}, [](int64_t, Mat) {});
 }
 
 std::vector<float> Engine::decode(Sequence& sequence, int32_t token) {

@@ -37,11 +37,11 @@ struct EngineOptions {
 /// What one sequence cost so far. Times in seconds of wall clock.
 struct RunStats {
   int64_t n_prefill = 0, n_decode = 0;  // tokens
-  double prefill_s = 0, decode_s = 0;
-  double select_s = 0;   // of prefill_s: selectors and compressors
-  double attend_s = 0;   // of prefill_s: attention kernels
-  double measure_s = 0;  // recall and what on_selection does: part of no other figure
-  AttnCounts counts;     // of prefill
+  double prefill_s = 0, decode_s = 0;   // of a batch: the whole batch's time
+  double select_s = 0;                  // of prefill_s: selectors and compressors
+  double attend_s = 0;                  // of prefill_s: attention kernels
+  double measure_s = 0;                 // recall and what on_selection does: part of no other figure
+  AttnCounts counts;                    // of prefill
   AttnCounts decode_counts;
   double recall_sum = 0;  // of sampled (row, head) pairs: share of the true attention mass kept
   int64_t recall_n = 0;
@@ -102,6 +102,11 @@ class Engine {
   std::vector<float> prefill(Sequence& sequence, std::span<const int32_t> tokens);
   /// The same, with the logits of the last `n_logits` tokens, handed over in pieces that fit the memory.
   void prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink);
+  /// Reads a prompt into each of several sequences that differ, packed: the products of each layer run over the rows of
+  /// all of them, attention over each one's own cache, under its own policy. Equal to reading them one by one up to the
+  /// rounding of products over more rows. -> logits [n_sequences, n_vocab] of the last tokens. Whatever stops it, all
+  /// sequences are as before.
+  std::vector<float> prefill(std::span<Sequence* const> sequences, std::span<const std::span<const int32_t>> prompts);
   /// Adds one token. -> logits [n_vocab]
   std::vector<float> decode(Sequence& sequence, int32_t token);
   /// Adds one token to each of several sequences in one step. -> [n_sequences, n_vocab]

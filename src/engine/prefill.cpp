@@ -47,117 +47,156 @@ std::vector<float> skip_log_lambda(std::span<const Method> methods, bool prefill
   return std::vector<float>(static_cast<size_t>(n_head), log_lambda);
 }
 
-void Prefill::run(std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink) {
-  const auto n = static_cast<int64_t>(tokens.size());
-  n_total_ = n;
+void Prefill::run(std::span<const Reading> readings, const LogitsSink& sink) {
+  int64_t n = 0;
+  for (const Reading& reading : readings) n += std::ssize(reading.tokens);
+  n_handed_ = 0;
+  measured_ = 0;
   double spent = 0;
   {
     const Stopwatch watch(spent);
     const EngineOptions& options = engine_.options_;
     const int64_t step = options.schedule == Schedule::chunk_major ? options.chunk : n;
     for (int64_t begin = 0; begin < n; begin += step) {
-      const int64_t end = std::min(begin + step, n);
-      const int64_t wanted = std::clamp<int64_t>(end - (n - n_logits), 0, end - begin);
-      pass(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)), end == n, wanted, sink);
-      n_done_ = end;
+      Pass pass = cut(readings, begin, std::min(begin + step, n));
+      run_pass(pass, sink);
     }
     device_.sync();
   }
-  sequence_.stats_.prefill_s += spent;
-  sequence_.stats_.n_prefill += n;
+  for (const Reading& reading : readings) {
+    reading.sequence->stats_.prefill_s += spent - measured_;
+    reading.sequence->stats_.n_prefill += std::ssize(reading.tokens);
+  }
 }
 
-void Prefill::pass(std::span<const int32_t> tokens, bool last, int64_t wanted, const LogitsSink& sink) {
-  const ModelShape& shape = model_.shape();
-  const auto n = static_cast<int64_t>(tokens.size());
-  std::vector<int32_t> position(tokens.size());
-  std::iota(position.begin(), position.end(), sequence_.n_tokens());
-  const Scratch x = device_.scratch(n, shape.n_embd);
-  {
-    const Scratch q = device_.activations(n, int64_t{shape.n_head} * shape.head_dim);
-    model_.embed(device_, tokens, x);
-    for (int32_t index = 0; index < shape.n_layer; ++index) {
-      layer(index, {position, x, q, last});
-      report(static_cast<double>(index + 1) / shape.n_layer, n);
+// Rows [begin, end) of all readings' tokens, one reading after another.
+Prefill::Pass Prefill::cut(std::span<const Reading> readings, int64_t begin, int64_t end) const {
+  Pass pass;
+  int64_t first = 0;  // row of the reading's first token
+  for (const Reading& reading : readings) {
+    const int64_t n = std::ssize(reading.tokens);
+    const int64_t from = std::max(begin, first) - first, to = std::min(end, first + n) - first;
+    first += n;
+    if (from >= to) continue;
+    const std::span<const int32_t> tokens =
+        reading.tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from));
+    pass.parts.push_back({.sequence = reading.sequence,
+                          .tokens = tokens,
+                          .begin = std::ssize(pass.position),
+                          .n = to - from,
+                          .last = to == n,
+                          .n_logits = std::clamp<int64_t>(to - (n - reading.n_logits), 0, to - from)});
+    for (int64_t i = 0; i < to - from; ++i) {
+      pass.position.push_back(reading.sequence->n_tokens() + static_cast<int32_t>(i));
     }
   }
-  sequence_.tokens_.insert(sequence_.tokens_.end(), tokens.begin(), tokens.end());
-  if (wanted > 0) hand_over(x->slice(n - wanted, wanted), sink);
+  return pass;
 }
 
-void Prefill::layer(int32_t index, const Rows& rows) {
+void Prefill::run_pass(Pass& pass, const LogitsSink& sink) {
+  const ModelShape& shape = model_.shape();
+  const int64_t n = std::ssize(pass.position);
+  std::vector<int32_t> tokens;
+  for (const Part& part : pass.parts) tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+  pass.x = device_.scratch(n, shape.n_embd);
+  model_.embed(device_, tokens, pass.x);
+  for (int32_t index = 0; index < shape.n_layer; ++index) {
+    layer(index, pass);
+    report(static_cast<double>(index + 1) / shape.n_layer, n);
+  }
+  for (const Part& part : pass.parts) {
+    part.sequence->tokens_.insert(part.sequence->tokens_.end(), part.tokens.begin(), part.tokens.end());
+  }
+  hand_over(pass, sink);
+  n_done_ += n;
+}
+
+void Prefill::layer(int32_t index, Pass& pass) {
+  const Mat x = pass.x;
   std::unique_ptr<Unpacked> unpacked;
-  if (rows.x.rows >= kUnpackRows) unpacked = device_.unpack(model_.layer_weights(index));
-  project(index, rows);
-
-  Site here = site(index, rows);
-  if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
-  // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
-  const int64_t n_tail = std::min(kTailRows, rows.q.rows);
-  const Scratch tail = device_.activations(n_tail, rows.q.cols);
-  if (rows.last) copy_tail(rows.q, tail);
-  attend(here, choose(here));
-  here.q = Mat(tail).heads(model_.shape().head_dim);
-  here.limit = here.limit.last(static_cast<size_t>(n_tail));
-  if (rows.last) compress(here);
-
+  if (x.rows >= kUnpackRows) unpacked = device_.unpack(model_.layer_weights(index));
+  const Scratch q = device_.activations(x.rows, int64_t{model_.shape().n_head} * model_.shape().head_dim);
+  project(index, pass, q);
+  for (const Part& part : pass.parts) attend_part(index, pass, part, q);
   const int64_t chunk = engine_.options_.chunk;
-  for (int64_t begin = 0; begin < rows.x.rows; begin += chunk) {
-    const int64_t n = std::min(chunk, rows.x.rows - begin);
-    model_.mix(device_, index, rows.x.slice(begin, n), rows.q.slice(begin, n));
+  for (int64_t begin = 0; begin < x.rows; begin += chunk) {
+    const int64_t n = std::min(chunk, x.rows - begin);
+    model_.mix(device_, index, x.slice(begin, n), q->slice(begin, n));
     engine_.throw_if_cancelled();
   }
 }
 
-void Prefill::project(int32_t index, const Rows& rows) {
+void Prefill::project(int32_t index, const Pass& pass, Mat q) {
   const ModelShape& shape = model_.shape();
-  const int64_t chunk = std::min<int64_t>(engine_.options_.chunk, rows.x.rows);
+  const int64_t chunk = std::min<int64_t>(engine_.options_.chunk, q.rows);
   const Scratch k = device_.activations(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
   const Scratch v = device_.activations(chunk, int64_t{shape.n_head_kv} * shape.head_dim);
-  for (int64_t begin = 0; begin < rows.x.rows; begin += chunk) {
-    const int64_t n = std::min(chunk, rows.x.rows - begin);
-    const auto position = rows.position.subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
+  const std::span<const int32_t> positions(pass.position);
+  for (int64_t begin = 0; begin < q.rows; begin += chunk) {
+    const int64_t n = std::min(chunk, q.rows - begin);
+    const auto position = positions.subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
     const Mat k_rows = k->slice(0, n), v_rows = v->slice(0, n);
-    model_.qkv(device_, index, rows.x.slice(begin, n), position, rows.q.slice(begin, n), k_rows, v_rows);
-    sequence_.cache_.append(index, k_rows.heads(shape.head_dim), v_rows.heads(shape.head_dim), position.front());
+    model_.qkv(device_, index, pass.x->slice(begin, n), position, q.slice(begin, n), k_rows, v_rows);
+    store(index, pass, begin, k_rows, v_rows);
     engine_.throw_if_cancelled();
   }
 }
 
-void Prefill::copy_tail(Mat q, Mat tail) {
-  std::vector<int32_t> rows(static_cast<size_t>(tail.rows));
-  std::iota(rows.begin(), rows.end(), static_cast<int32_t>(q.rows - tail.rows));
-  device_.gather_rows(q, rows, tail);
+// Keys and values of the pass's rows [begin, begin + k.rows) into the caches of those they belong to.
+void Prefill::store(int32_t index, const Pass& pass, int64_t begin, Mat k, Mat v) {
+  const int32_t head_dim = model_.shape().head_dim;
+  for (const Part& part : pass.parts) {
+    const int64_t from = std::max(begin, part.begin), to = std::min(begin + k.rows, part.begin + part.n);
+    if (from >= to) continue;
+    part.sequence->cache_.append(index, k.slice(from - begin, to - from).heads(head_dim),
+                                 v.slice(from - begin, to - from).heads(head_dim),
+                                 pass.position[static_cast<size_t>(from)]);
+  }
 }
 
-Site Prefill::site(int32_t index, const Rows& rows) {
+void Prefill::attend_part(int32_t index, const Pass& pass, const Part& part, Mat q) {
   const AttnShape attention = model_.attention(index);
-  return {.layer = index,
-          .q = rows.q.heads(model_.shape().head_dim),
-          .kv = sequence_.cache_.view(index),
-          .limit = rows.position,
-          .scale = attention.scale,
-          .softcap = attention.softcap,
-          .window = attention.window,
-          .ops = device_};
+  const Mat rows = q.slice(part.begin, part.n);
+  Site here = {.layer = index,
+               .q = rows.heads(model_.shape().head_dim),
+               .kv = part.sequence->cache_.view(index),
+               .limit = std::span(pass.position).subspan(static_cast<size_t>(part.begin), static_cast<size_t>(part.n)),
+               .scale = attention.scale,
+               .softcap = attention.softcap,
+               .window = attention.window,
+               .ops = device_};
+  if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
+  // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
+  const int64_t n_tail = std::min(kTailRows, part.n);
+  const Scratch tail = device_.activations(n_tail, rows.cols);
+  if (part.last) {
+    std::vector<int32_t> last(static_cast<size_t>(n_tail));
+    std::iota(last.begin(), last.end(), static_cast<int32_t>(part.n - n_tail));
+    device_.gather_rows(rows, last, tail);
+  }
+  attend(*part.sequence, here, choose(*part.sequence, here));
+  if (!part.last) return;
+  here.q = Mat(tail).heads(model_.shape().head_dim);
+  here.limit = here.limit.last(static_cast<size_t>(n_tail));
+  compress(*part.sequence, here);
 }
 
-Selection Prefill::choose(const Site& here) {
+Selection Prefill::choose(Sequence& sequence, const Site& here) {
   Selection selection;
   const bool worth =
-      here.window == 0 && here.q.n_rows >= kSelectRows && longest_head(here.kv) >= sequence_.policy_.break_even();
-  for (const Method& method : sequence_.methods_) {
+      here.window == 0 && here.q.n_rows >= kSelectRows && longest_head(here.kv) >= sequence.policy_.break_even();
+  for (const Method& method : sequence.methods_) {
     if (method.selector == nullptr || !worth) continue;
     device_.sync();  // what a device still works on is not the selector's time
-    const Stopwatch watch(sequence_.stats_.select_s);
+    const Stopwatch watch(sequence.stats_.select_s);
     selection = method.selector->select(here);
   }
-  show(here, selection);
+  show(sequence, here, selection);
   return selection;
 }
 
 // Measurements are not part of the run: their time is taken off again.
-void Prefill::show(const Site& here, const Selection& selection) {
+void Prefill::show(Sequence& sequence, const Site& here, const Selection& selection) {
   const bool recall_wanted = engine_.options_.recall_rows > 0 && !selection.everything();
   if (!recall_wanted && !engine_.on_selection) return;
   device_.sync();  // what a device still works on is the run's
@@ -166,19 +205,19 @@ void Prefill::show(const Site& here, const Selection& selection) {
     const Stopwatch watch(spent);
     if (recall_wanted) {
       const Recall recall = sample_recall(here, selection, engine_.options_.recall_rows);
-      sequence_.stats_.recall_sum += recall.sum;
-      sequence_.stats_.recall_n += recall.n;
+      sequence.stats_.recall_sum += recall.sum;
+      sequence.stats_.recall_n += recall.n;
     }
     if (engine_.on_selection) engine_.on_selection(here, selection);
   }
-  sequence_.stats_.prefill_s -= spent;
-  sequence_.stats_.measure_s += spent;
+  measured_ += spent;
+  sequence.stats_.measure_s += spent;
 }
 
-void Prefill::attend(const Site& here, const Selection& selection) {
-  const Stopwatch watch(sequence_.stats_.attend_s);
+void Prefill::attend(Sequence& sequence, const Site& here, const Selection& selection) {
+  const Stopwatch watch(sequence.stats_.attend_s);
   std::vector<float> skip;
-  if (here.window == 0) skip = skip_log_lambda(sequence_.methods_, true, longest_head(here.kv), here.q.n_head);
+  if (here.window == 0) skip = skip_log_lambda(sequence.methods_, true, longest_head(here.kv), here.q.n_head);
   // In pieces, so that Ctrl-C and the progress bar need not wait for a layer.
   const int64_t piece = device_.rows_at_once().attend;
   for (int64_t begin = 0; begin < here.q.n_rows; begin += piece) {
@@ -194,36 +233,43 @@ void Prefill::attend(const Site& here, const Selection& selection) {
                     .skip = skip.empty() ? nullptr : skip.data(),
                     .o = q,
                     .lse = nullptr,
-                    .counts = &sequence_.stats_.counts});
+                    .counts = &sequence.stats_.counts});
     engine_.throw_if_cancelled();
   }
 }
 
-void Prefill::compress(Site& here) {
-  for (const Method& method : sequence_.methods_) {
+void Prefill::compress(Sequence& sequence, Site& here) {
+  for (const Method& method : sequence.methods_) {
     if (method.compressor == nullptr) continue;
     device_.sync();
-    const Stopwatch watch(sequence_.stats_.select_s);
-    here.kv = sequence_.cache_.view(here.layer);
-    sequence_.cache_.apply(here.layer, method.compressor->compress(here, true));
+    const Stopwatch watch(sequence.stats_.select_s);
+    here.kv = sequence.cache_.view(here.layer);
+    sequence.cache_.apply(here.layer, method.compressor->compress(here, true));
   }
 }
 
-void Prefill::hand_over(Mat x, const LogitsSink& sink) {
-  const int64_t n_vocab = model_.shape().n_vocab;
-  const int64_t piece = std::clamp<int64_t>(kLogitsPiece / n_vocab, 1, x.rows);
+void Prefill::hand_over(const Pass& pass, const LogitsSink& sink) {
+  std::vector<int32_t> wanted;
+  for (const Part& part : pass.parts) {
+    for (int64_t i = part.n - part.n_logits; i < part.n; ++i) wanted.push_back(static_cast<int32_t>(part.begin + i));
+  }
+  if (wanted.empty()) return;
+  const int64_t n_wanted = std::ssize(wanted), n_vocab = model_.shape().n_vocab;
+  const int64_t piece = std::clamp<int64_t>(kLogitsPiece / n_vocab, 1, n_wanted);
   std::unique_ptr<Unpacked> unpacked;
-  if (x.rows >= kUnpackRows) {
+  if (n_wanted >= kUnpackRows) {
     const Weight* output = &model_.output_weight();
     unpacked = device_.unpack({&output, 1});
   }
-  const Scratch logits = device_.scratch(piece, n_vocab);
-  for (int64_t begin = 0; begin < x.rows; begin += piece) {
-    const Mat rows = logits->slice(0, std::min(piece, x.rows - begin));
-    model_.logits(device_, x.slice(begin, rows.rows), rows);
+  const Scratch x = device_.scratch(piece, pass.x->cols), logits = device_.scratch(piece, n_vocab);
+  for (int64_t begin = 0; begin < n_wanted; begin += piece) {
+    const int64_t n = std::min(piece, n_wanted - begin);
+    device_.gather_rows(pass.x, std::span(wanted).subspan(static_cast<size_t>(begin), static_cast<size_t>(n)),
+                        x->slice(0, n));
+    model_.logits(device_, x->slice(0, n), logits->slice(0, n));
     device_.sync();
-    sink(n_handed_, rows);
-    n_handed_ += rows.rows;
+    sink(n_handed_, logits->slice(0, n));
+    n_handed_ += n;
     engine_.throw_if_cancelled();
   }
 }

@@ -1,45 +1,63 @@
-// Prefill: new rows of one sequence through all layers, layer-major or chunk-major.
+// Prefill: new rows of one or several sequences through all layers, layer-major or chunk-major. The rows of several
+// sequences stand one after another (engine/pack.h); products run over all of them, the rest is done part by part.
 #pragma once
 
 #include "engine/engine.h"
 
 namespace winnow {
 
+/// What one sequence reads.
+struct Reading {
+  Sequence* sequence = nullptr;
+  std::span<const int32_t> tokens;
+  int32_t n_logits = 1;  // of its last tokens
+};
+
 class Prefill {
  public:
-  /// `watcher` may be null; otherwise it is shown every layer that attends in full.
-  Prefill(Engine& engine, Sequence& sequence, Calibration* watcher)
-      : engine_(engine), device_(*engine.device_), model_(*engine.model_), sequence_(sequence), watcher_(watcher) {}
+  /// `n_total`: tokens of all runs together, for the report of progress. `watcher` may be null; otherwise it is shown
+  /// every layer that attends in full.
+  Prefill(Engine& engine, int64_t n_total, Calibration* watcher = nullptr)
+      : engine_(engine), device_(*engine.device_), model_(*engine.model_), watcher_(watcher), n_total_(n_total) {}
 
-  /// Leaves the sequence longer by `tokens`; hands the logits of the last `n_logits` of them to `sink`.
-  void run(std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink);
+  /// Leaves every sequence longer by its tokens; hands the logits of the last `n_logits` of each to `sink`, in the
+  /// order of `readings`, whose sequences differ.
+  void run(std::span<const Reading> readings, const LogitsSink& sink);
 
  private:
-  struct Rows {  // what one pass works on
-    std::span<const int32_t> position;
-    Mat x;  // [n, n_embd]
-    Mat q;  // [n, n_head * head_dim]; attention's output takes its place
-    bool last = true;
+  struct Part {  // one sequence's rows of a pass
+    Sequence* sequence = nullptr;
+    std::span<const int32_t> tokens;
+    int64_t begin = 0, n = 0;  // rows of the pass
+    bool last = true;          // the sequence's reading ends here
+    int64_t n_logits = 0;      // of the last of these rows
+  };
+  struct Pass {  // the rows that go through all layers together
+    std::vector<Part> parts;
+    std::vector<int32_t> position;  // [n]
+    Scratch x;                      // [n, n_embd]
   };
 
-  void pass(std::span<const int32_t> tokens, bool last, int64_t wanted, const LogitsSink& sink);
-  void layer(int32_t index, const Rows& rows);
-  void project(int32_t index, const Rows& rows);
-  Site site(int32_t index, const Rows& rows);
-  Selection choose(const Site& site);
-  void show(const Site& site, const Selection& selection);
-  void attend(const Site& site, const Selection& selection);
-  void copy_tail(Mat q, Mat tail);
-  void compress(Site& site);
-  void hand_over(Mat x, const LogitsSink& sink);
+  Pass cut(std::span<const Reading> readings, int64_t begin, int64_t end) const;
+  void run_pass(Pass& pass, const LogitsSink& sink);
+  void layer(int32_t index, Pass& pass);
+  void project(int32_t index, const Pass& pass, Mat q);
+  void store(int32_t index, const Pass& pass, int64_t begin, Mat k, Mat v);
+  void attend_part(int32_t index, const Pass& pass, const Part& part, Mat q);
+  Selection choose(Sequence& sequence, const Site& site);
+  void show(Sequence& sequence, const Site& site, const Selection& selection);
+  void attend(Sequence& sequence, const Site& site, const Selection& selection);
+  void compress(Sequence& sequence, Site& site);
+  void hand_over(const Pass& pass, const LogitsSink& sink);
   void report(double share_of_pass, int64_t n_rows);
 
   Engine& engine_;
   Device& device_;
   const Model& model_;
-  Sequence& sequence_;
   Calibration* watcher_;
-  int64_t n_total_ = 0, n_done_ = 0, n_handed_ = 0;  // rows of this call; of finished passes; logits so far
+  int64_t n_total_, n_done_ = 0;  // tokens of all runs; of finished passes
+  int64_t n_handed_ = 0;          // logits of this run so far
+  double measured_ = 0;           // seconds of this run that went into measurements, which are no part of it
 };
 
 /// ln(lambda) per head of skip-softmax at `n_slots` tokens, or empty where no method asks for it (lambda = factor /

@@ -317,6 +317,17 @@ class Bench(Case):
         self.refused(*shape, "-f", path("text.txt"), says=["--shape", "--file"], code=2)
         self.refused(*shape, "-c", 100, "--prompt", 200, says=["tokens", "100"])
 
+    def test_batches(self):
+        rows = self.lines("bench", "-m", model(), "--batch", 4, "--prompt", "32,100", "--reps", 1)
+        self.assertEqual([(row["n_batch"], row["n_longest"], row["n_tokens"]) for row in rows],
+                         [(4, 32, 80), (4, 100, 250)])
+        for row in rows:
+            self.assertGreater(row["speed_up"], 0)
+            self.assertGreater(row["packed_peak_bytes"], 0)
+        self.assertIn("times as fast", self.good("bench", "-m", model(), "--batch", 2, "--prompt", 1, "--reps", 1))
+        self.refused("bench", "-m", model(), "--batch", 2, "--gen", 4, says=["--batch", "--gen"], code=2)
+        self.refused("bench", "-m", model(), "--batch", 2, "--prompt", 5000, says=["tokens", "4,096"])
+
     def test_too_long(self):
         self.refused("bench", "-m", model(), "--prompt", 4000, "--depth", 1000, says=["tokens", "4,096"])
 

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <random>
 
 #include "base/error.h"
 #include "bench_attend.h"
+#include "bench_batch.h"
 #include "command.h"
 #include "files.h"
 #include "loaded.h"
@@ -25,6 +27,7 @@ struct Options {
   std::vector<int> depths = {0};
   int n_gen = 32;
   int n_reps = 3;
+  int n_batch = 0;  // > 0: measure batches of so many prompts instead
   std::string file;
   std::string shape;  // with random weights; empty: a model file
   bool random_weights = false;
@@ -182,6 +185,21 @@ void add_row(Table& table, const Policy& policy, const Row& row) {
              human_bytes(static_cast<double>(row.peak_bytes))});
 }
 
+void run_batches(const Loaded& loaded, const Options& options, std::span<const Policy> policies) {
+  const ModelShape& shape = loaded.engine->model().shape();
+  const Type type = loaded.engine->options().kv_type;
+  const auto token_bytes = static_cast<int64_t>(type_bytes(type, shape.head_dim)) * 2 * shape.n_layer * shape.n_head_kv;
+  for (const int longest : options.prompts) {
+    const std::vector<int64_t> lengths = unequal_lengths(options.n_batch, longest);
+    const int64_t n_tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    require_room(loaded, longest - 1, 1, (n_tokens - longest) * token_bytes);
+    const std::vector<int32_t> tokens = make_tokens(loaded, options, n_tokens);
+    for (const Policy& policy : policies) {
+      bench_batch(loaded, policy, tokens, {options.n_batch, longest, options.n_reps, options.model.json});
+    }
+  }
+}
+
 void run(const Options& options) {
   const Loaded loaded = load_shape_or_file(options);
   Engine& engine = *loaded.engine;
@@ -200,6 +218,10 @@ void run(const Options& options) {
     Sequence warm = engine.start(Policy());
     const Watch watch(engine, "warming up", 1);
     engine.prefill(warm, std::span(tokens).first(std::min<size_t>(tokens.size(), 64)));
+  }
+  if (options.n_batch > 0) {
+    run_batches(loaded, options, policies);
+    return;
   }
   Table table(
       {"method", "depth", "prompt", "read tok/s", "write tok/s", "first token", "density", "selecting", "KV", "peak"});
@@ -250,6 +272,12 @@ std::function<void()> add(CLI::App& app) {
   app.add_option("--reps", options->n_reps, "measurements of each, whose median counts (default 3)")
       ->check(whole_between(1, 1000))
       ->type_name("N");
+  app.add_option("--batch", options->n_batch,
+                 "read so many prompts, evenly spread up to the length of --prompt, packed and one by one")
+      ->check(whole_between(1, 4096))
+      ->excludes("--gen")
+      ->excludes("--depth")
+      ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
   add_shape(app, *options);
@@ -271,6 +299,7 @@ const CommandInfo& command_bench() {
       "bench", "how fast a model reads and writes",
       "winnow bench -m qwen.gguf --prompt 512,2048,8192 --gen 32 --depth 0,8192\n"
       "winnow bench -m qwen.gguf --prompt 32768 --gen 0 --method dense --method flexprefill --reps 3 --json\n"
+      "winnow bench -m qwen.gguf --batch 16 --prompt 64,256\n"
       "winnow bench --shape llama-3-8b --random-weights --prompt 32768 --gen 0 --method dense --method flexprefill\n"
       "winnow bench attend \"prefill rows=8192 heads=12 kv=2 dim=128 density=0.1\"",
       add};
