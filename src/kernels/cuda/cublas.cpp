@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "base/error.h"
@@ -11,16 +12,19 @@
 namespace winnow::cuda {
 namespace {
 
-/// Where the system looks for libraries, then where the toolkit is that winnow was built with.
+/// Where the system looks for libraries, where the toolkit is that winnow was built with, and where one usually is.
 void* open_library() {
   const std::string name = fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR);
-  const std::string in_toolkit = fmt::format("{}/{}", WINNOW_CUDA_LIBRARIES, name);
-  for (const std::string& path : {name, in_toolkit}) {
-    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) return library;
+  std::string reason = "no reason was given";
+  for (const std::string_view folder : {"", WINNOW_CUDA_LIBRARIES "/", "/usr/local/cuda/lib64/"}) {
+    void* library = dlopen(fmt::format("{}{}", folder, name).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library != nullptr) return library;
+    if (const char* error = dlerror(); folder.empty() && error != nullptr) reason = error;
   }
-  const char* reason = dlerror();
-  fail("device cuda: {} was found neither among the system's libraries (LD_LIBRARY_PATH adds folders) nor as {}: {}",
-       name, in_toolkit, reason == nullptr ? "no reason was given" : reason);
+  fail(
+      "device cuda: {} was found neither among the system's libraries (LD_LIBRARY_PATH adds folders) nor in {} nor in "
+      "/usr/local/cuda/lib64: {}",
+      name, WINNOW_CUDA_LIBRARIES, reason);
 }
 
 Cublas load() {

@@ -7,7 +7,8 @@ namespace {
 
 [[noreturn]] void refuse() {
   fail(
-      "device cuda: winnow was built without CUDA; \"make cuda build\" adds it where nvcc of CUDA 12 or later is on the "
+      "device cuda: winnow was built without CUDA; \"make cuda build\" adds it where nvcc of CUDA 12 or later is on "
+      "the "
       "path");
 }
 
