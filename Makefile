@@ -5,9 +5,10 @@
 #   make asan    the tests under address and undefined-behaviour sanitizers; make tsan: thread sanitizer
 #   make fuzz    each fuzz target for FUZZ_SECONDS        make aarch64 kernels' tests for NEON under emulation
 #   make check   format, includes, file sizes             make clean   removes the build folders
+#   make cuda    adds the CUDA device to the build folder, where nvcc is: for a GPU elsewhere (with one it is added anyway)
 # Each installs, builds and fetches only what is missing.
 .DEFAULT_GOAL := build
-.PHONY: build test demo bench format format-check tidy check asan tsan fuzz aarch64 setup setup-checks clean
+.PHONY: build test demo bench cuda format format-check tidy check asan tsan fuzz aarch64 setup setup-checks clean
 
 JOBS ?= $(shell nproc)
 TEST_JOBS ?= 2
@@ -36,6 +37,9 @@ test: build
 demo: build
 	@scripts/pull $(DEMO_MODEL)
 	@demo/run
+
+cuda: setup
+	@scripts/build-cuda $(JOBS)
 
 bench: build
 	@bench/peers $(ARGS)

@@ -1,5 +1,6 @@
-# The CUDA device, where -DWINNOW_CUDA=ON asks for it: with cuBLASLt linked, a program maps 500 MB more before it starts.
-# Only nvcc of CUDA 12 or later (on the path, or where its installer puts it) and cuBLASLt are needed, no GPU.
+# The device cuda. WINNOW_CUDA=AUTO builds it where it can run: nvcc of CUDA 12 or later (on the path, or where its
+# installer puts it) and an NVIDIA driver are there, and the processor is this machine's. It takes five minutes on two
+# cores, so that who has the compiler only and wants the device all the same says ON. No GPU is needed then.
 find_program(WINNOW_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 set(nvcc_version 0)
 if(WINNOW_NVCC)
@@ -8,9 +9,21 @@ if(WINNOW_NVCC)
     set(nvcc_version ${CMAKE_MATCH_1})
   endif()
 endif()
-option(WINNOW_CUDA "Build the device cuda (nvcc of CUDA 12 or later)" OFF)
+set(WINNOW_CUDA AUTO CACHE STRING "Build the device cuda: ON, OFF, or AUTO: where nvcc (12 or later) and a driver are")
+if(WINNOW_CUDA STREQUAL "AUTO")
+  set(winnow_cuda OFF)
+  if(nvcc_version VERSION_GREATER_EQUAL 12 AND EXISTS /proc/driver/nvidia/version AND NOT CMAKE_CROSSCOMPILING AND NOT
+     WINNOW_SANITIZE)
+    set(winnow_cuda ON)
+  endif()
+else()
+  set(winnow_cuda ${WINNOW_CUDA})
+endif()
 
-if(WINNOW_CUDA)
+if(winnow_cuda)
+  if(nvcc_version VERSION_LESS 12)
+    message(FATAL_ERROR "WINNOW_CUDA=${WINNOW_CUDA} needs nvcc of CUDA 12 or later; found: ${nvcc_version} (0: none)")
+  endif()
   message(STATUS "CUDA: the device cuda is built (nvcc ${nvcc_version})")
   # Processors are asked for by flags below, since CMake 3.25 does not know all of them, nor nvcc's flag for C++20.
   set(CMAKE_CUDA_COMPILER ${WINNOW_NVCC})
@@ -22,7 +35,7 @@ if(WINNOW_CUDA)
   endif()
   find_package(CUDAToolkit REQUIRED)
 elseif(nvcc_version VERSION_GREATER 0)
-  message(STATUS "CUDA: left out (nvcc ${nvcc_version} is there)")
+  message(STATUS "CUDA: left out (WINNOW_CUDA=${WINNOW_CUDA}; nvcc ${nvcc_version} is there)")
 else()
   message(STATUS "CUDA: left out (no nvcc was found)")
 endif()

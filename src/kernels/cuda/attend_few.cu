@@ -9,8 +9,8 @@
 #include <cfloat>
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/check.h"
 #include "kernels/cuda/few_segment.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace winnow::cuda {
 namespace {
@@ -21,21 +21,6 @@ constexpr int32_t kMergeThreads = 256;
 template <Type kType, int32_t kDim, int32_t kTiles>
 constexpr int32_t kResident = kTiles == 1 && kDim <= 128 ? 4 : 2;  // blocks of a multiprocessor
 
-/// Lets the kernel that is launched to follow this one start early, where the GPU can; it waits by
-/// wait_for_last_kernel.
-__device__ __forceinline__ void start_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
-
-/// Waits for all that the kernel before this one wrote.
-__device__ __forceinline__ void wait_for_last_kernel() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
-}
-
 template <Type kType, int32_t kDim, int32_t kTiles, Pass kPass>
 __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles>))
     attend_kernel(const __grid_constant__ FewJob job) {
@@ -43,7 +28,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles
   using Work = Segment<kType, kDim, kTiles, kPass>;
   __shared__ typename Work::Shared shared;
   auto* shares = reinterpret_cast<Share*>(memory + job.shares_offset);
-  start_next_kernel();
+  take_turn();
   divide(job, shares);
   const auto part = static_cast<int32_t>(blockIdx.y);
   int32_t i = 0;
@@ -212,7 +197,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_parts(const __grid_consta
   const Parts parts(job, shares);
   const int32_t width = job.dim / 4;  // threads that share one partial result
   const int32_t column = static_cast<int32_t>(threadIdx.x) % width;
-  wait_for_last_kernel();
+  take_turn();
   Partial4 mine;
 #pragma unroll 4
   for (int32_t i = static_cast<int32_t>(threadIdx.x) / width; i < parts.n; i += kMergeThreads / width) {
@@ -330,28 +315,15 @@ void launch(FewJob job, Type type) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
             "attend_few");
       const dim3 grid(static_cast<uint32_t>(job.n_padded / (kTiles * 8)), static_cast<uint32_t>(job.n_split));
-      kernel<<<grid, static_cast<uint32_t>(job.n_warps * 32), bytes, job.call.stream>>>(job);
-      check(cudaGetLastError(), "attend_few");
+      launch_early({grid, static_cast<uint32_t>(job.n_warps * 32), bytes, job.call.stream, "attend_few"}, kernel, job);
     }
   });
 }
 
-/// merge_parts, which may begin before the kernel in front of it ends.
 void launch_merge(const FewJob& job) {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "attend_few");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attend_few");
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<uint32_t>(job.call.q.n_head), static_cast<uint32_t>(job.call.q.n_rows));
-  config.blockDim = dim3(kMergeThreads);
-  config.dynamicSmemBytes = sizeof(Share) * static_cast<size_t>(job.n_items);
-  config.stream = job.call.stream;
-  config.attrs = &early;
-  config.numAttrs = major >= 9 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, merge_parts, job), "attend_few: merge");
+  const dim3 grid(static_cast<uint32_t>(job.call.q.n_head), static_cast<uint32_t>(job.call.q.n_rows));
+  const size_t shared = sizeof(Share) * static_cast<size_t>(job.n_items);
+  launch_early({grid, kMergeThreads, shared, job.call.stream, "attend_few: merge"}, merge_parts, job);
 }
 
 /// Gives parts of the work memory away one after another.

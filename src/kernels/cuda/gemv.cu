@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -13,6 +13,7 @@ constexpr int kOutputs = 4;              // of one group of warps, each lane
 constexpr int64_t kStep = 32 * 8;        // values of a row that a warp reads at once
 constexpr int kWarpsWanted = 24;         // on a multiprocessor, to keep enough reads under way
 constexpr int64_t kLeastInputs = kStep;  // of a warp
+constexpr int kAhead = 2;                // steps that are asked for before the inputs are there
 
 __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float value) {
   const int64_t at = row * part.y_stride + out;
@@ -23,9 +24,20 @@ __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float va
   }
 }
 
+__device__ __forceinline__ void read_weights(const bf16* const (&w)[kOutputs], int64_t k, uint4 (&words)[kOutputs]) {
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
+}
+
+/// Into the L2 cache, a line for each caller.
+__device__ __forceinline__ void prefetch_weights(const bf16* const (&w)[kOutputs], int64_t k) {
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) asm volatile("prefetch.global.L2 [%0];" ::"l"(w[j] + k));
+}
+
 /// kSplit warps share kOutputs outputs, each with its share of the inputs, taken in turns of kStep.
 template <int kRows, int kSplit>
-__global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const Gemv call) {
+__global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant__ Gemv call) {
   constexpr int kGroups = kWarps / kSplit;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   int64_t group = static_cast<int64_t>(blockIdx.x) * kGroups + warp / kSplit;
@@ -41,11 +53,19 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const Gemv call) {
     const bf16* w[kOutputs];
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) w[j] = part.w + min(first + j, part.n_out - 1) * part.ld;
+    int64_t k = (warp % kSplit) * kStep + 8 * lane;
+    uint4 words[kOutputs] = {};
+    if (k < call.n_in) read_weights(w, k, words);
+    // Weights are nobody's output: the first ones are on their way while the kernel before this one still works.
+    for (int i = 1; i <= kAhead; ++i) {
+      const int64_t later = k + i * kSplit * kStep;
+      if (lane % 8 == 0 && later < call.n_in) prefetch_weights(w, later);
+    }
+    take_turn();
 #pragma unroll 2
-    for (int64_t k = (warp % kSplit) * kStep + 8 * lane; k < call.n_in; k += kSplit * kStep) {
-      uint4 words[kOutputs];
-#pragma unroll
-      for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
+    for (; k < call.n_in; k += kSplit * kStep) {
+      uint4 next[kOutputs] = {};
+      if (k + kSplit * kStep < call.n_in) read_weights(w, k + kSplit * kStep, next);
       float x[kRows][8];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) load_some(call.x + r * call.x_stride + k, call.n_in - k, true, x[r]);
@@ -58,8 +78,11 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const Gemv call) {
 #pragma unroll
           for (int i = 0; i < 8; ++i) sum[r][j] = fmaf(v[i], x[r][i], sum[r][j]);
         }
+        words[j] = next[j];
       }
     }
+  } else {
+    take_turn();
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -102,16 +125,12 @@ void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
   }
   const int64_t groups_a_block = kWarps / split;
   const auto n_blocks = static_cast<unsigned>((n_groups + groups_a_block - 1) / groups_a_block);
-  constexpr unsigned kThreads = 32 * kWarps;
-  if (split == 1) {
-    gemv_kernel<kRows, 1><<<n_blocks, kThreads, 0, stream>>>(call);
-  } else if (split == 2) {
-    gemv_kernel<kRows, 2><<<n_blocks, kThreads, 0, stream>>>(call);
-  } else if (split == 4) {
-    gemv_kernel<kRows, 4><<<n_blocks, kThreads, 0, stream>>>(call);
-  } else {
-    gemv_kernel<kRows, 8><<<n_blocks, kThreads, 0, stream>>>(call);
-  }
+  const auto kernel = split == 1   ? gemv_kernel<kRows, 1>
+                      : split == 2 ? gemv_kernel<kRows, 2>
+                      : split == 4 ? gemv_kernel<kRows, 4>
+                                   : gemv_kernel<kRows, 8>;
+  launch_early({.grid = n_blocks, .threads = 32 * kWarps, .stream = stream, .what = "launching a product"}, kernel,
+               call);
 }
 
 }  // namespace
@@ -124,7 +143,6 @@ void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
   } else {
     launch<3>(call, n_sm, stream);
   }
-  check(cudaGetLastError(), "launching a product");
 }
 
 }  // namespace winnow::cuda

@@ -7,8 +7,9 @@ namespace {
 
 [[noreturn]] void refuse() {
   fail(
-      "device cuda: winnow was built without CUDA; build it where nvcc of CUDA 12 or later is on the path, with "
-      "-DWINNOW_CUDA=ON");
+      "device cuda: winnow was built without CUDA; \"make cuda build\" adds it where nvcc of CUDA 12 or later is on "
+      "the "
+      "path");
 }
 
 }  // namespace

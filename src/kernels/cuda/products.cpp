@@ -17,7 +17,7 @@ constexpr size_t kWorkspace = size_t{32} << 20;
 constexpr size_t kEnd = 64;  // bytes at each end of a weight that are compared
 
 void check(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail("cuda: cuBLAS: {}: {}", what, cublasLtGetStatusString(status));
+  if (status != CUBLAS_STATUS_SUCCESS) fail("cuda: cuBLAS: {}: {}", what, cublas().status_string(status));
 }
 
 cudaDataType_t cuda_type(Type type) {
@@ -46,17 +46,17 @@ void convert_row(const Weight& weight, int64_t row, float* work, std::byte* to) 
 
 }  // namespace
 
-Products::Products(CudaContext& context) : context_(context) {
-  check(cublasLtCreate(&handle_), "starting");
+Products::Products(CudaContext& context) : context_(context), lt_(cublas()) {
+  check(lt_.create(&handle_), "starting");
   workspace_ = context_.memory.lend(kWorkspace);
 }
 
 Products::~Products() {
   for (const auto& [shape, plan] : plans_) {
-    cublasLtMatmulDescDestroy(plan.operation);
-    for (const cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y}) cublasLtMatrixLayoutDestroy(layout);
+    lt_.desc_destroy(plan.operation);
+    for (const cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y}) lt_.layout_destroy(layout);
   }
-  cublasLtDestroy(handle_);
+  lt_.destroy(handle_);
 }
 
 ResidentWeight Products::resident(const Weight& weight) {
@@ -139,28 +139,26 @@ void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<con
 Products::Plan Products::make_plan(const Shape& shape) {
   // cuBLAS thinks in columns: y^T [n_out, rows] = W [n_in, n_out]^T x^T [n_in, rows].
   Plan plan;
-  check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
+  check(lt_.desc_create(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)),
+  check(lt_.desc_set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)),
         "describing a product");
-  const auto layout = [](cublasLtMatrixLayout_t* made, Type type, int64_t rows, int64_t cols, int64_t ld) {
-    check(
-        cublasLtMatrixLayoutCreate(made, cuda_type(type), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld),
-        "describing a matrix");
+  const auto layout = [this](cublasLtMatrixLayout_t* made, Type type, int64_t rows, int64_t cols, int64_t ld) {
+    check(lt_.layout_create(made, cuda_type(type), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld),
+          "describing a matrix");
   };
   layout(&plan.w, Type::bf16, shape.n_in, shape.n_out, shape.w_ld);
   layout(&plan.x, Type::bf16, shape.n_in, shape.rows, shape.x_ld);
   layout(&plan.y, shape.y_type, shape.n_out, shape.rows, shape.y_ld);
   cublasLtMatmulPreference_t preference = nullptr;
-  check(cublasLtMatmulPreferenceCreate(&preference), "choosing a product");
-  check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace,
-                                             sizeof(kWorkspace)),
+  check(lt_.preference_create(&preference), "choosing a product");
+  check(lt_.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof(kWorkspace)),
         "choosing a product");
   cublasLtMatmulHeuristicResult_t result{};
   int n_found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.y, plan.y,
-                                                               preference, 1, &result, &n_found);
-  cublasLtMatmulPreferenceDestroy(preference);
+  const cublasStatus_t status =
+      lt_.get_heuristic(handle_, plan.operation, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &n_found);
+  lt_.preference_destroy(preference);
   check(status, "choosing a product");
   if (n_found == 0) {
     fail("cuda: cuBLAS knows no product of [{}, {}] with [{}, {}]", shape.rows, shape.n_in, shape.n_out, shape.n_in);
@@ -174,8 +172,8 @@ void Products::gemm(const ResidentWeight& w, const Shape& shape, const void* x, 
   if (found == plans_.end()) found = plans_.emplace(shape, make_plan(shape)).first;
   const Plan& plan = found->second;
   const float one = 1, zero = 0;
-  check(cublasLtMatmul(handle_, plan.operation, &one, w.data, plan.w, x, plan.x, &zero, y, plan.y, y, plan.y,
-                       &plan.algo, workspace_.get(), kWorkspace, context_.stream),
+  check(lt_.matmul(handle_, plan.operation, &one, w.data, plan.w, x, plan.x, &zero, y, plan.y, y, plan.y, &plan.algo,
+                   workspace_.get(), kWorkspace, context_.stream),
         "a product");
 }
 

@@ -1,7 +1,6 @@
 // Products with weights that stay on the GPU as bf16 after their first use.
 #pragma once
 
-#include <cublasLt.h>
 #include <cuda_bf16.h>
 
 #include <map>
@@ -11,6 +10,7 @@
 
 #include "attention/device.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/cublas.h"
 
 namespace winnow::cuda {
 
@@ -65,6 +65,7 @@ class Products {
   void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
 
   CudaContext& context_;
+  const Cublas& lt_;
   cublasLtHandle_t handle_ = nullptr;
   std::shared_ptr<std::byte> workspace_;
   std::unordered_map<const std::byte*, Entry> entries_;

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -48,13 +48,10 @@ __device__ int64_t grid_col() {
   return 8 * (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x);
 }
 
-void launched(const char* what) {
-  check(cudaGetLastError(), what);
-}
-
 template <typename From, typename To>
 __global__ void copy_rows_kernel(Rows<From> from, const int32_t* rows, float scale, Rows<To> to, int64_t n_rows,
                                  int64_t cols) {
+  take_turn();
   const int64_t row = grid_row(), col = grid_col();
   if (row >= n_rows || col >= cols) return;
   float v[8];
@@ -77,6 +74,7 @@ __device__ float block_sum(float x) {
 /// One block for each row; the second reading of the row comes from the cache.
 template <typename X, typename Y>
 __global__ void rms_norm_kernel(Rows<X> x, const float* weight, float eps, Rows<Y> y, int64_t cols) {
+  take_turn();
   const int64_t row = blockIdx.x;
   float sum = 0;
   for (int64_t col = 8 * static_cast<int64_t>(threadIdx.x); col < cols; col += 8 * blockDim.x) {
@@ -100,6 +98,7 @@ __global__ void rms_norm_kernel(Rows<X> x, const float* weight, float eps, Rows<
 template <typename T>
 __global__ void rms_norm_heads_kernel(T* data, int64_t stride, int64_t n_rows, int32_t n_head, int32_t head_dim,
                                       const float* weight, float eps, bool is_wide) {
+  take_turn();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (item >= n_rows * n_head) return;
   T* head = data + item / n_head * stride + item % n_head * head_dim;
@@ -148,6 +147,7 @@ __global__ void rope_kernel(T* data, RopeCall call) {
   for (int i = static_cast<int>(threadIdx.x); i < call.half; i += static_cast<int>(blockDim.x)) {
     turns[i] = turn_of(call.position[row], call.frequency[i], call.magnitude);
   }
+  take_turn();
   __syncthreads();
   const int n = call.n_head * call.half;
   for (int item = static_cast<int>(threadIdx.x); item < n; item += static_cast<int>(blockDim.x)) {
@@ -170,6 +170,7 @@ __device__ float activate(float x) {
 
 template <Gate kind, typename G, typename U, typename Y>
 __global__ void gated_kernel(Rows<G> gate, Rows<U> up, Rows<Y> y, int64_t n_rows, int64_t cols) {
+  take_turn();
   const int64_t row = grid_row(), col = grid_col();
   if (row >= n_rows || col >= cols) return;
   float g[8], u[8];
@@ -182,6 +183,7 @@ __global__ void gated_kernel(Rows<G> gate, Rows<U> up, Rows<Y> y, int64_t n_rows
 
 template <typename X, typename Y>
 __global__ void add_kernel(Rows<X> x, Rows<Y> y, int64_t n_rows, int64_t cols) {
+  take_turn();
   const int64_t row = grid_row(), col = grid_col();
   if (row >= n_rows || col >= cols) return;
   float a[8], b[8];
@@ -194,6 +196,7 @@ __global__ void add_kernel(Rows<X> x, Rows<Y> y, int64_t n_rows, int64_t cols) {
 
 template <typename X>
 __global__ void add_bias_kernel(Rows<X> x, const float* bias, int64_t n_rows, int64_t cols) {
+  take_turn();
   const int64_t row = grid_row(), col = grid_col();
   if (row >= n_rows || col >= cols) return;
   float a[8], b[8];
@@ -206,6 +209,7 @@ __global__ void add_bias_kernel(Rows<X> x, const float* bias, int64_t n_rows, in
 
 template <typename X>
 __global__ void softcap_kernel(Rows<X> x, float softcap, int64_t n_rows, int64_t cols) {
+  take_turn();
   const int64_t row = grid_row(), col = grid_col();
   if (row >= n_rows || col >= cols) return;
   float a[8];
@@ -224,11 +228,10 @@ void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, cudaStream_t 
     with_type(to.type, [&](auto* t) {
       using From = std::remove_pointer_t<decltype(f)>;
       using To = std::remove_pointer_t<decltype(t)>;
-      copy_rows_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<From>(from), rows, scale, Rows<To>(to), to.rows,
-                                                                 to.cols);
+      launch_early({grid.blocks, grid.threads, 0, stream, "launching a copy of rows"}, copy_rows_kernel<From, To>,
+                   Rows<From>(from), rows, scale, Rows<To>(to), to.rows, to.cols);
     });
   });
-  launched("launching a copy of rows");
 }
 
 void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream) {
@@ -239,11 +242,10 @@ void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream)
     with_type(y.type, [&](auto* b) {
       using X = std::remove_pointer_t<decltype(a)>;
       using Y = std::remove_pointer_t<decltype(b)>;
-      rms_norm_kernel<<<static_cast<unsigned>(x.rows), threads, 0, stream>>>(Rows<X>(x), weight, eps, Rows<Y>(y),
-                                                                             x.cols);
+      launch_early({static_cast<unsigned>(x.rows), threads, 0, stream, "launching rms_norm"}, rms_norm_kernel<X, Y>,
+                   Rows<X>(x), weight, eps, Rows<Y>(y), x.cols);
     });
   });
-  launched("launching rms_norm");
 }
 
 void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t stream) {
@@ -251,12 +253,12 @@ void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t st
   constexpr int64_t kWarps = kThreads / 32;
   const auto n_blocks = static_cast<unsigned>((x.n_rows * x.n_head + kWarps - 1) / kWarps);
   with_type(x.type, [&](auto* tag) {
-    auto* data = reinterpret_cast<decltype(tag)>(x.data);
+    using T = std::remove_pointer_t<decltype(tag)>;
+    auto* data = reinterpret_cast<T*>(x.data);
     const bool is_wide = wide(data, x.stride) && wide(data, x.head_dim);
-    rms_norm_heads_kernel<<<n_blocks, kThreads, 0, stream>>>(data, x.stride, x.n_rows, x.n_head, x.head_dim, weight,
-                                                             eps, is_wide);
+    launch_early({n_blocks, kThreads, 0, stream, "launching rms_norm_heads"}, rms_norm_heads_kernel<T>, data, x.stride,
+                 x.n_rows, x.n_head, x.head_dim, weight, eps, is_wide);
   });
-  launched("launching rms_norm_heads");
 }
 
 void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream_t stream) {
@@ -265,10 +267,11 @@ void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream
                          args.neox, args.magnitude, args.frequency, position};
   const size_t shared = static_cast<size_t>(call.half) * sizeof(float2);
   with_type(x.type, [&](auto* tag) {
-    auto* data = reinterpret_cast<decltype(tag)>(x.data);
-    rope_kernel<<<static_cast<unsigned>(x.n_rows), kThreads, shared, stream>>>(data, call);
+    using T = std::remove_pointer_t<decltype(tag)>;
+    auto* data = reinterpret_cast<T*>(x.data);
+    launch_early({static_cast<unsigned>(x.n_rows), kThreads, shared, stream, "launching rope"}, rope_kernel<T>, data,
+                 call);
   });
-  launched("launching rope");
 }
 
 void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream) {
@@ -279,17 +282,16 @@ void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream) {
     using U = std::remove_pointer_t<decltype(u)>;
     using Y = std::remove_pointer_t<decltype(o)>;
     if (kind == Gate::silu) {
-      gated_kernel<Gate::silu>
-          <<<grid.blocks, grid.threads, 0, stream>>>(Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
+      launch_early({grid.blocks, grid.threads, 0, stream, "launching a gate"}, gated_kernel<Gate::silu, G, U, Y>,
+                   Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
     } else {
-      gated_kernel<Gate::gelu_tanh>
-          <<<grid.blocks, grid.threads, 0, stream>>>(Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
+      launch_early({grid.blocks, grid.threads, 0, stream, "launching a gate"}, gated_kernel<Gate::gelu_tanh, G, U, Y>,
+                   Rows<G>(gate), Rows<U>(up), Rows<Y>(y), gate.rows, gate.cols);
     }
   };
   with_type(gate.type, [&](auto* g) {
     with_type(up.type, [&](auto* u) { with_type(y.type, [&](auto* o) { launch(g, u, o); }); });
   });
-  launched("launching a gate");
 }
 
 void add(Mat x, Mat y, cudaStream_t stream) {
@@ -299,10 +301,10 @@ void add(Mat x, Mat y, cudaStream_t stream) {
     with_type(y.type, [&](auto* b) {
       using X = std::remove_pointer_t<decltype(a)>;
       using Y = std::remove_pointer_t<decltype(b)>;
-      add_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), Rows<Y>(y), x.rows, x.cols);
+      launch_early({grid.blocks, grid.threads, 0, stream, "launching a sum"}, add_kernel<X, Y>, Rows<X>(x), Rows<Y>(y),
+                   x.rows, x.cols);
     });
   });
-  launched("launching a sum");
 }
 
 void add_bias(Mat x, const float* bias, cudaStream_t stream) {
@@ -310,9 +312,9 @@ void add_bias(Mat x, const float* bias, cudaStream_t stream) {
   const Grid grid(x.rows, x.cols);
   with_type(x.type, [&](auto* a) {
     using X = std::remove_pointer_t<decltype(a)>;
-    add_bias_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), bias, x.rows, x.cols);
+    launch_early({grid.blocks, grid.threads, 0, stream, "launching a sum"}, add_bias_kernel<X>, Rows<X>(x), bias,
+                 x.rows, x.cols);
   });
-  launched("launching a sum");
 }
 
 void scale_softcap(Mat x, float softcap, cudaStream_t stream) {
@@ -320,9 +322,9 @@ void scale_softcap(Mat x, float softcap, cudaStream_t stream) {
   const Grid grid(x.rows, x.cols);
   with_type(x.type, [&](auto* a) {
     using X = std::remove_pointer_t<decltype(a)>;
-    softcap_kernel<<<grid.blocks, grid.threads, 0, stream>>>(Rows<X>(x), softcap, x.rows, x.cols);
+    launch_early({grid.blocks, grid.threads, 0, stream, "launching a softcap"}, softcap_kernel<X>, Rows<X>(x), softcap,
+                 x.rows, x.cols);
   });
-  launched("launching a softcap");
 }
 
 }  // namespace winnow::cuda

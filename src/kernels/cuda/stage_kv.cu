@@ -3,7 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
 
 namespace winnow::cuda {
 namespace {
@@ -136,6 +136,7 @@ __device__ int32_t slots_before(const int32_t* positions, int32_t n, int64_t pos
 
 /// Row blockIdx.x * kThreads + threadIdx.x of kv head blockIdx.y.
 __global__ void __launch_bounds__(kThreads) visible_kernel(const __grid_constant__ VisibleArgs args) {
+  take_turn();
   const auto head = static_cast<int32_t>(blockIdx.y);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   int32_t n_seen = 0;
@@ -168,8 +169,7 @@ void visible_slots(const VisibleArgs& args) {
   if (args.n_rows == 0) return;
   const dim3 grid(static_cast<uint32_t>((args.n_rows + kThreads - 1) / kThreads),
                   static_cast<uint32_t>(args.n_head_kv));
-  visible_kernel<<<grid, kThreads, 0, args.stream>>>(args);
-  check(cudaGetLastError(), "visible_slots");
+  launch_early({grid, kThreads, 0, args.stream, "visible_slots"}, visible_kernel, args);
 }
 
 }  // namespace winnow::cuda

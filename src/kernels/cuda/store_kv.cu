@@ -2,7 +2,7 @@
 
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -44,6 +44,7 @@ __device__ void store_f16(std::byte* row, int chunk, const float (&v)[8]) {
 template <typename T>
 __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __grid_constant__ StoreArgs v,
                                   bool is_wide) {
+  take_turn();
   const StoreArgs& args = blockIdx.y == 0 ? k : v;
   const HeadsView& from = args.rows;
   const int32_t chunks = from.head_dim / 8;
@@ -83,9 +84,8 @@ void store_rows(const StoreArgs& k, const StoreArgs& v, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const bool is_wide = wide(reinterpret_cast<const T*>(k.rows.data), k.rows.stride) &&
                          wide(reinterpret_cast<const T*>(v.rows.data), v.rows.stride);
-    store_rows_kernel<T><<<blocks, kThreads, 0, stream>>>(k, v, is_wide);
+    launch_early({blocks, kThreads, 0, stream, "launching the cache's rows"}, store_rows_kernel<T>, k, v, is_wide);
   });
-  check(cudaGetLastError(), "launching the cache's rows");
 }
 
 }  // namespace winnow::cuda
