@@ -64,6 +64,10 @@ class Ops {
   virtual void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                             std::vector<float>& scores) = 0;
 
+  /// gather: keys of some slots of one kv head, in any order. -> [slots.size(), head_dim]. The default pools blocks of
+  /// one slot, which reads the whole cache block around each.
+  virtual void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys);
+
   /// antidiagonal_scores: attention that blocks of rows give to blocks of slots, by the estimate of XAttention (arXiv
   /// 2503.16428, section 2). Rows (from row 0) and slots are cut into groups of `stride`. The logit of a row group and
   /// a slot group is the mean of the logits on the antidiagonal of their tile (row i with slot stride - 1 - i), what is
