@@ -1,10 +1,30 @@
-// The verbs that need no device: choosing and smoothing scores on the host.
+// The verbs that need no device: choosing and smoothing scores on the host; and what others are by default.
 #include "attention/ops.h"
 
 #include <algorithm>
 #include <numeric>
 
 namespace winnow {
+
+void Ops::gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys) {
+  const KvHead& head = kv.heads[static_cast<size_t>(kv_head)];
+  const auto dim = static_cast<size_t>(kv.head_dim);
+  keys.resize(slots.size() * dim);
+  std::vector<float> block;
+  int32_t in_block = -1;  // the cache block whose keys are in `block`
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const int32_t wanted = slots[i] / kBlockSlots, first = wanted * kBlockSlots;
+    if (wanted != in_block) {
+      const KvHead one = {.k = head.k.subspan(static_cast<size_t>(wanted), 1),
+                          .v = head.v.subspan(static_cast<size_t>(wanted), 1),
+                          .n_slots = std::min(kBlockSlots, head.n_slots - first)};
+      pool_keys({kv.k_type, kv.v_type, kv.head_dim, {&one, 1}}, 0, 1, block);
+      in_block = wanted;
+    }
+    std::copy_n(block.begin() + (slots[i] - first) * kv.head_dim, dim,
+                keys.begin() + static_cast<std::ptrdiff_t>(i * dim));
+  }
+}
 
 std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
   std::vector<int32_t> index(scores.size());

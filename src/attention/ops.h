@@ -35,6 +35,13 @@ struct LineArgs {
   std::span<const LineBudget> budget;  // [n_head]
 };
 
+/// Blocks whose attention is estimated by antidiagonals.
+struct AntidiagonalArgs {
+  ProbeArgs rows;      // all rows of the query blocks; their window is not looked at
+  int32_t stride = 0;  // rows and slots of a tile that one antidiagonal stands for
+  int32_t block = 0;   // rows and slots of a block; a multiple of stride
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -56,6 +63,20 @@ class Ops {
   /// score_blocks: scale * a b^T of pooled rows. a [n_a, dim], b [n_b, dim] -> [n_a, n_b]
   virtual void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                             std::vector<float>& scores) = 0;
+
+  /// gather: keys of some slots of one kv head, in any order. -> [slots.size(), head_dim]. The default pools blocks of
+  /// one slot, which reads the whole cache block around each.
+  virtual void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys);
+
+  /// antidiagonal_scores: attention that blocks of rows give to blocks of slots, by the estimate of XAttention (arXiv
+  /// 2503.16428, section 2). Rows (from row 0) and slots are cut into groups of `stride`. The logit of a row group and
+  /// a slot group is the mean of the logits on the antidiagonal of their tile (row i with slot stride - 1 - i), what is
+  /// missing of the last groups counting as 0; softmax runs over the slot groups that begin where the row group's last
+  /// row sees; a block's score is the sum of its probabilities. Biases of slots are not looked at.
+  /// -> [ceil(n_rows / block), ceil(n_seen / block)] of query head `head`, where the last row sees n_seen slots; a row
+  /// of blocks sums to its number of row groups. The default multiplies with score_blocks, about 1 / stride of the work
+  /// of q k^T, and holds one head's keys in float32.
+  virtual void antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores);
 
   /// Lists of vertical and slash lines for all heads: line_mass, choose_lines and push_lines of attention/lines.h,
   /// which this runs head by head; a device may do the same in its own way. Blocks are of kLineBlock rows and slots.

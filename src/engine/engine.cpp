@@ -198,6 +198,20 @@ std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::spa
   return result;
 }
 
+Selection Engine::choose_row(Sequence& sequence, const Site& site) {
+  if (site.window > 0) return {};
+  for (const Method& method : sequence.methods_) {
+    if (method.selector == nullptr || !method.selector->in_decode()) continue;
+    if (longest_head(site.kv) < sequence.policy_.break_even()) continue;
+    device_->sync();  // what a device still works on is not the selector's time
+    const auto begin = std::chrono::steady_clock::now();
+    Selection selection = method.selector->select(site);
+    sequence.stats_.decode_select_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return selection;  // a policy has one selector
+  }
+  return {};
+}
+
 void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences,
                           std::span<const int32_t> position) {
   const ModelShape& shape = model_->shape();
@@ -212,13 +226,21 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
     const auto row = static_cast<int64_t>(i);
     const auto heads = [&](const Scratch& mat) { return mat->slice(row, 1).heads(shape.head_dim); };
     sequence.cache_.append(layer, heads(k), heads(v), position[i]);
-    const KvView kv = sequence.cache_.view(layer);
+    Site site{layer,
+              heads(q),
+              sequence.cache_.view(layer),
+              position.subspan(i, 1),
+              attention.scale,
+              attention.softcap,
+              attention.window,
+              *device_};
     std::vector<float> skip;
     if (attention.window == 0) skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);
-    device_->attend({.q = heads(q),
-                     .kv = kv,
+    const Selection selection = choose_row(sequence, site);
+    device_->attend({.q = site.q,
+                     .kv = site.kv,
                      .limit = &position[i],
-                     .selection = nullptr,
+                     .selection = selection.everything() ? nullptr : &selection,
                      .scale = attention.scale,
                      .softcap = attention.softcap,
                      .window = attention.window,
@@ -228,14 +250,7 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
                      .counts = &sequence.stats_.decode_counts});
     for (const Method& method : sequence.methods_) {
       if (method.compressor == nullptr) continue;
-      const Site site{layer,
-                      heads(q),
-                      sequence.cache_.view(layer),
-                      position.subspan(i, 1),
-                      attention.scale,
-                      attention.softcap,
-                      attention.window,
-                      *device_};
+      site.kv = sequence.cache_.view(layer);
       sequence.cache_.apply(layer, method.compressor->compress(site, false));
     }
   }

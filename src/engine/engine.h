@@ -39,6 +39,7 @@ struct RunStats {
   int64_t n_prefill = 0, n_decode = 0;  // tokens
   double prefill_s = 0, decode_s = 0;   // of a batch: the whole batch's time
   double select_s = 0;                  // of prefill_s: selectors and compressors
+  double decode_select_s = 0;           // of decode_s: selectors
   double attend_s = 0;                  // of prefill_s: attention kernels
   double measure_s = 0;                 // recall and what on_selection does: part of no other figure
   AttnCounts counts;                    // of prefill
@@ -128,6 +129,7 @@ class Engine {
   void check_room(const Sequence& sequence, size_t n_new) const;
   void throw_if_cancelled();
   void guarded(std::span<Sequence* const> sequences, const std::function<void()>& work);
+  Selection choose_row(Sequence& sequence, const Site& site);
   void decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences, std::span<const int32_t> position);
 
   std::unique_ptr<Model> model_;

@@ -31,13 +31,13 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
+}  // namespace
+
 int64_t longest_head(const KvView& kv) {
   int64_t n = 0;
   for (const KvHead& head : kv.heads) n = std::max<int64_t>(n, head.n_slots);
   return n;
 }
-
-}  // namespace
 
 std::vector<float> skip_log_lambda(std::span<const Method> methods, bool prefill, int64_t n_slots, int32_t n_head) {
   double factor = 0;

@@ -64,4 +64,7 @@ class Prefill {
 /// n_slots; a factor of n_slots or more, which would skip everything, is off: such a short sequence stays dense).
 std::vector<float> skip_log_lambda(std::span<const Method> methods, bool prefill, int64_t n_slots, int32_t n_head);
 
+/// Tokens of the longest kv head.
+int64_t longest_head(const KvView& kv);
+
 }  // namespace winnow

@@ -38,6 +38,9 @@ class Selector {
  public:
   virtual ~Selector() = default;
   virtual Selection select(const Site& site) = 0;
+  /// Whether decoded rows are asked about too: each token's row, alone, in every layer without a window, once the cache
+  /// is longer than the break-even. Otherwise decode is dense.
+  virtual bool in_decode() const { return false; }
 };
 
 /// Decides after attention which slots the cache keeps. Called after a layer's whole prompt, and after each decoded

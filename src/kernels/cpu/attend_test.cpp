@@ -403,6 +403,23 @@ TEST_F(VerbsTest, Pools) {
   }
 }
 
+TEST_F(VerbsTest, GatherKeys) {
+  const std::vector<int32_t> slots = {499, 0, 63, 64, 64, 130, 7};
+  for (const char* text : {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill slots=500 dim=96 type=q8_0"}) {
+    const ProblemData data(parse_problem(text));
+    const KvView& kv = data.args().kv;
+    std::vector<float> all;
+    std::vector<float> actual;
+    std::vector<float> expected;
+    ref::pool_keys(kv, 0, 1, all);
+    cpu::gather_keys(kv, 0, slots, actual);
+    for (const int32_t slot : slots) {
+      expected.insert(expected.end(), all.begin() + slot * kv.head_dim, all.begin() + (slot + 1) * kv.head_dim);
+    }
+    expect_near(actual, expected, 1e-6);
+  }
+}
+
 TEST_F(VerbsTest, ScoreBlocks) {
   std::mt19937 random(3);
   std::normal_distribution<float> normal;

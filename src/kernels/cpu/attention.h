@@ -15,6 +15,7 @@ void merge(CpuContext& context, HeadsView into, float* into_lse, const Partial& 
 void score_window(CpuContext& context, const ProbeArgs& args, int32_t head, std::vector<float>& probabilities);
 void pool_queries(CpuContext& context, const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled);
 void pool_keys(CpuContext& context, const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled);
+void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys);
 void score_blocks(CpuContext& context, const std::vector<float>& a, const std::vector<float>& b, int32_t dim,
                   float scale, std::vector<float>& scores);
 

@@ -160,6 +160,11 @@ void CpuDevice::pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std:
   cpu::pool_keys(context_, kv, kv_head, block, pooled);
 }
 
+void CpuDevice::gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots,
+                            std::vector<float>& keys) {
+  cpu::gather_keys(kv, kv_head, slots, keys);
+}
+
 void CpuDevice::score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                              std::vector<float>& scores) {
   cpu::score_blocks(context_, a, b, dim, scale, scores);

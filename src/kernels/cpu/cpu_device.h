@@ -45,6 +45,8 @@ class CpuDevice : public HostDevice {
   void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) override;
   void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) override;
   void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
+  void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots,
+                   std::vector<float>& keys) override;
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                     std::vector<float>& scores) override;
 

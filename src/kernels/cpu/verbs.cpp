@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/attend_lists.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/rows.h"
 
 namespace winnow::cpu {
 namespace {
@@ -172,6 +173,18 @@ void pool_keys(CpuContext& context, const KvView& kv, int32_t kv_head, int32_t b
     const float share = 1 / static_cast<float>(end - b * block);
     std::transform(sum.begin(), sum.begin() + kv.head_dim, pooled.begin() + int64_t{b} * kv.head_dim,
                    [share](float x) { return x * share; });
+  }
+}
+
+void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys) {
+  const KvHead& head = kv.heads[static_cast<size_t>(kv_head)];
+  const size_t bytes = type_bytes(kv.k_type, kv.head_dim);
+  keys.resize(slots.size() * static_cast<size_t>(kv.head_dim));
+  float* to = keys.data();
+  for (const int32_t slot : slots) {
+    const std::byte* block = head.k[static_cast<size_t>(slot / kBlockSlots)];
+    decode_row(kv.k_type, block + bytes * static_cast<size_t>(slot % kBlockSlots), to, kv.head_dim);
+    to += kv.head_dim;
   }
 }
 
