@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/low_bit.h"
 #include "attention/types.h"
 
 namespace winnow {
@@ -81,6 +82,10 @@ class Ops {
   /// Lists of vertical and slash lines for all heads: line_mass, choose_lines and push_lines of attention/lines.h,
   /// which this runs head by head; a device may do the same in its own way. Blocks are of kLineBlock rows and slots.
   virtual Selection select_lines(const LineArgs& args);
+
+  /// An estimator of every logit, at a fraction of the cost of computing them. A device that has no kernels for it
+  /// inherits the host's.
+  virtual std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args);
 
   /// The selection with its lists in vectors, for those who look at them.
   virtual Selection on_host(const Selection& selection) { return selection; }

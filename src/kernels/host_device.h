@@ -27,6 +27,10 @@ class HostDevice : public Device {
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
     pool_.parallel_for(n_items, work);
   }
+  std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args) override {
+    static constexpr const LowBitKernel* kKernels[] = {&kLowBitPortable};
+    return host_low_bit_scores(*this, args, true, kKernels);
+  }
 
  protected:
   ThreadPool pool_;

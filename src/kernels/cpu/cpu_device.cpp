@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/few_rows.h"
+#include "kernels/cpu/low_bit.h"
 #include "kernels/rows.h"
 
 namespace winnow {
@@ -168,6 +169,10 @@ void CpuDevice::gather_keys(const KvView& kv, int32_t kv_head, std::span<const i
 void CpuDevice::score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                              std::vector<float>& scores) {
   cpu::score_blocks(context_, a, b, dim, scale, scores);
+}
+
+std::unique_ptr<LowBitScores> CpuDevice::low_bit_scores(const LowBitArgs& args) {
+  return host_low_bit_scores(*this, args, true, cpu::low_bit_kernels(context_.features));
 }
 
 }  // namespace winnow

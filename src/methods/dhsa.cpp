@@ -1,0 +1,226 @@
+// dhsa: keys are cut into chunks, chunks are scored by their mean, and each block of rows gets a budget of tokens.
+//
+// Paper: Xiong et al., "Long-Context Modeling with Dynamic Hierarchical Sparse Attention for On-Device LLMs",
+// arXiv 2510.24606.
+// Idea: what a block of rows looks at lies in a few stretches of the text. The mean query of a block is multiplied with
+// the mean key of every chunk, times the root of the chunk's length, so that a long chunk is not paid for by its weak
+// tokens alone; all tokens of a chunk have its score. The budget goes to the last tokens first, then to the best
+// others; the first tokens take the places of the lowest ones that were picked. The prompt's last rows, an instruction
+// or a question, stay dense. Deviations:
+// - Chunks have equal lengths: the rule of the authors' second generation, which has no predictor of boundaries. The
+//   first one's predictor is left out: its number of heads, biases and file are not settled by what was published.
+// - Each head chooses by its own means, as in the second generation; shared=1 averages queries and keys over all heads
+//   first, as the first does (where all heads have the same slots).
+// - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in what is read at once: with
+//   chunk-major prefill each chunk has last rows of its own.
+// - Of a chunk that the budget ends in, the first tokens are taken; chunks of equal score go by their order.
+// - The rest as published: factors that are common to a block's scores are left out, and decode is dense.
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "methods/lists.h"
+
+namespace winnow {
+namespace {
+
+constexpr int32_t kBlockK = 64;  // slots of a key block of the lists
+
+struct Settings {
+  int32_t budget, block, chunk, sinks, recent, last_rows;
+  bool shared;
+};
+
+struct Run {
+  int32_t begin, end;
+};
+
+// Long runs as blocks, what is left of them as columns.
+void push_runs(const std::vector<Run>& runs, HeadLists& lists) {
+  for (const Run& run : runs) {
+    int32_t at = run.begin;
+    for (; at + kBlockK <= run.end; at += kBlockK) lists.block_begin.push_back(at);
+    for (; at < run.end; ++at) lists.column.push_back(at);
+  }
+  lists.end_block();
+}
+
+class Dhsa final : public Selector {
+ public:
+  explicit Dhsa(const Settings& settings) : s_(settings) {}
+
+  Selection select(const Site& site) override {
+    if (site.q.n_rows <= std::max(1, s_.last_rows)) return {};
+    const std::span<const KvHead> kv = site.kv.heads;
+    if (std::all_of(kv.begin(), kv.end(),
+                    [&](const KvHead& head) { return visible_slots(head, site.limit.back()) <= s_.budget; })) {
+      return {};
+    }
+    const std::vector<std::vector<float>> keys = pool_keys(site);
+    const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
+      return head.idx == nullptr && head.n_slots == kv.front().n_slots;
+    });
+    if (s_.shared && alike) {
+      HeadLists lists;
+      fill(site, 0, mean_queries(site), mean(keys), lists);
+      return join_lists({&lists, 1}, s_.block, kBlockK);
+    }
+    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
+    const size_t group = lists.size() / kv.size();
+    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
+      std::vector<float> queries;
+      site.ops.pool_queries(site.q, static_cast<int32_t>(head), s_.block, queries);
+      const auto at = static_cast<size_t>(head);
+      fill(site, static_cast<int32_t>(head), queries, keys[at / group], lists[at]);
+    });
+    return join_lists(lists, s_.block, kBlockK);
+  }
+
+ private:
+  // Mean keys of the chunks times the root of their lengths. -> [n_kv_head][n_chunk, head_dim]
+  std::vector<std::vector<float>> pool_keys(const Site& site) const {
+    std::vector<std::vector<float>> keys(site.kv.heads.size());
+    site.ops.for_each(std::ssize(keys), [&](int64_t head, int) {
+      std::vector<float>& pooled = keys[static_cast<size_t>(head)];
+      site.ops.pool_keys(site.kv, static_cast<int32_t>(head), s_.chunk, pooled);
+      const int32_t n_slots = site.kv.heads[static_cast<size_t>(head)].n_slots;
+      const auto dim = static_cast<size_t>(site.q.head_dim);
+      for (size_t i = 0; i < pooled.size(); ++i) {
+        const int32_t begin = static_cast<int32_t>(i / dim) * s_.chunk;
+        pooled[i] *= std::sqrt(static_cast<float>(std::min(s_.chunk, n_slots - begin)));
+      }
+    });
+    return keys;
+  }
+
+  static std::vector<float> mean(const std::vector<std::vector<float>>& of_heads) {
+    std::vector<float> sum(of_heads.front().size());
+    for (const std::vector<float>& values : of_heads) {
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += values[i];
+    }
+    for (float& x : sum) x /= static_cast<float>(of_heads.size());
+    return sum;
+  }
+
+  std::vector<float> mean_queries(const Site& site) const {
+    std::vector<std::vector<float>> queries(static_cast<size_t>(site.q.n_head));
+    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
+      site.ops.pool_queries(site.q, static_cast<int32_t>(head), s_.block, queries[static_cast<size_t>(head)]);
+    });
+    return mean(queries);
+  }
+
+  void fill(const Site& site, int32_t head, const std::vector<float>& queries, const std::vector<float>& keys,
+            HeadLists& lists) const {
+    const KvHead& kv = kv_head_of(site, head);
+    std::vector<float> scores;
+    site.ops.score_blocks(queries, keys, site.q.head_dim, 1, scores);
+    const size_t n_chunk = keys.size() / static_cast<size_t>(site.q.head_dim);
+    for (int64_t row = 0; row < site.q.n_rows; row += s_.block) {
+      const int64_t end = std::min<int64_t>(row + s_.block, site.q.n_rows);
+      const int32_t n_allowed = slot_of_row(site, kv, end - 1) + 1;
+      if (end > site.q.n_rows - s_.last_rows || n_allowed <= s_.budget) {
+        push_runs({{0, n_allowed}}, lists);
+      } else {
+        const auto block = static_cast<size_t>(row / s_.block);
+        push_runs(choose(std::span(scores).subspan(block * n_chunk, n_chunk), n_allowed), lists);
+      }
+    }
+  }
+
+  // Which of the first n_allowed slots, more than the budget, one block of rows gets.
+  std::vector<Run> choose(std::span<const float> scores, int32_t n_allowed) const {
+    const int32_t recent = n_allowed - s_.recent;
+    std::vector<int32_t> order(static_cast<size_t>(ceil_div(recent, s_.chunk)));
+    std::iota(order.begin(), order.end(), 0);
+    const auto better = [scores](int32_t a, int32_t b) {
+      const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
+      return x != y ? x > y : a < b;
+    };
+    int32_t left = s_.budget - s_.recent;
+    const auto n_most = std::min(std::ssize(order), static_cast<std::ptrdiff_t>(left / s_.chunk + 2));
+    std::partial_sort(order.begin(), order.begin() + n_most, order.end(), better);
+    std::vector<Run> runs;
+    for (const int32_t chunk : order) {
+      if (left <= 0) break;
+      const int32_t begin = chunk * s_.chunk, end = std::min({begin + s_.chunk, recent, begin + left});
+      runs.push_back({begin, end});
+      left -= end - begin;
+    }
+    runs.push_back({recent, n_allowed});
+    std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.begin < b.begin; });
+    return with_sinks(runs);
+  }
+
+  // The lowest slots give way to the first ones of all. Neighbouring runs become one.
+  std::vector<Run> with_sinks(const std::vector<Run>& runs) const {
+    std::vector<Run> result = {{0, s_.sinks}};
+    int32_t to_drop = s_.sinks;
+    for (Run run : runs) {
+      const int32_t dropped = std::min(to_drop, run.end - run.begin);
+      to_drop -= dropped;
+      run.begin += dropped;
+      if (run.begin == run.end) continue;
+      if (run.begin == result.back().end) {
+        result.back().end = run.end;
+      } else {
+        result.push_back(run);
+      }
+    }
+    return result;
+  }
+
+  Settings s_;
+};
+
+constexpr double kMany = 1e9;
+constexpr ParamInfo kParams[] = {
+    {"budget", "tokens that a block of rows sees, sinks and recent ones among them", 2048, 256, kMany, true},
+    {"block", "rows of a block: 64 or 128", 128, 64, 128, true},
+    {"chunk", "tokens of a chunk", 64, 8, 1024, true},
+    {"sinks", "first tokens that every block sees", 128, 0, kMany, true},
+    {"recent", "last tokens that a block sees, its own rows among them", 128, 128, kMany, true},
+    {"last_rows", "last rows of the prompt that see everything", 64, 0, kMany, true},
+    {"shared", "1: all heads choose together; 0: each by itself", 0, 0, 1, true},
+    {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
+};
+
+Method make(const Params& params, const MethodShape&) {
+  const Settings settings = {.budget = params.whole("budget"),
+                             .block = params.whole("block"),
+                             .chunk = params.whole("chunk"),
+                             .sinks = params.whole("sinks"),
+                             .recent = params.whole("recent"),
+                             .last_rows = params.whole("last_rows"),
+                             .shared = params.flag("shared")};
+  if (settings.block != 64 && settings.block != 128) fail("dhsa: block={} must be 64 or 128", settings.block);
+  if (settings.budget < int64_t{settings.sinks} + settings.recent) {
+    fail("dhsa: budget={} must have room for sinks={} and recent={}, which are always seen", settings.budget,
+         settings.sinks, settings.recent);
+  }
+  Method method;
+  method.selector = std::make_unique<Dhsa>(settings);
+  return method;
+}
+
+}  // namespace
+
+namespace roster {
+
+const MethodInfo& method_dhsa() {
+  static const MethodInfo kInfo = {
+      .name = "dhsa",
+      .title = "a budget of tokens for each block of rows, given to the chunks whose mean keys score best",
+      .paper = "DHSA, arXiv 2510.24606",
+      .parts = "selector",
+      .neutral = "dhsa(budget=1000000000)",
+      .params = kParams,
+      .texts = {},
+      .make = make,
+      .calibrate = nullptr,
+  };
+  return kInfo;
+}
+
+}  // namespace roster
+}  // namespace winnow
