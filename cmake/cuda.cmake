@@ -1,5 +1,5 @@
 # The device cuda. WINNOW_CUDA=AUTO builds it where it can run: nvcc of CUDA 12 or later (on the path, or where its
-# installer puts it) and an NVIDIA driver are there, and the processor is this machine's. It takes five minutes on two
+# installer puts it) and an NVIDIA driver are there, and the processor is this machine's. It takes two minutes on two
 # cores, so that who has the compiler only and wants the device all the same says ON. No GPU is needed then.
 find_program(WINNOW_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 set(nvcc_version 0)

@@ -43,6 +43,17 @@ struct AntidiagonalArgs {
   int32_t block = 0;   // rows and slots of a block; a multiple of stride
 };
 
+/// Key blocks that cover a share of attention's mass, as much as each head needs; see attention/cover.h.
+struct CoverArgs {
+  ProbeArgs probe;                 // the last rows of q, at most `block` of them
+  HeadsView q;                     // [n_rows, n_head, head_dim] the rows that lists are made for
+  std::span<const int32_t> limit;  // [n_rows]
+  int32_t block = 128;             // rows and slots of a block: 64 or 128
+  double share = 0.9;              // of the mass that is covered; above 1: all of it
+  double distance = 0.1;           // of pooled from exact attention below which a head takes the pooled map's blocks
+  int32_t least = 0, most = 0;     // blocks of a kind: key blocks, and distances
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -86,6 +97,10 @@ class Ops {
   /// An estimator of every logit, at a fraction of the cost of computing them. A device that has no kernels for it
   /// inherits the host's.
   virtual std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args);
+
+  /// Lists of covering blocks for all heads: cover_blocks of attention/cover.h, which this runs head by head. Blocks
+  /// begin at multiples of args.block; rows and slots come in blocks of that size.
+  virtual Selection select_cover(const CoverArgs& args);
 
   /// The selection with its lists in vectors, for those who look at them.
   virtual Selection on_host(const Selection& selection) { return selection; }

@@ -158,14 +158,28 @@ void CudaDevice::attend(const AttnArgs& args) {
   }
   const Counters::Pair counters = counters_.of(args.counts);
   call.computed = counters.computed;
+  if (args.q.n_rows <= kFewRows) {
+    call.visible = visible_to_few(args);
+    attend_few_rows(args, call);
+    return;
+  }
   const auto visible = visible_rows(call.kv, {args.limit, static_cast<size_t>(args.q.n_rows)}, args.window,
                                     counters.permitted, args.q.n_head / n_head_kv);
   call.visible = reinterpret_cast<const int2*>(visible.get());
-  if (args.q.n_rows <= kFewRows) {
-    attend_few_rows(args, call);
-  } else {
-    attend_many_rows(args, call);
+  attend_many_rows(args, call);
+}
+
+const int2* CudaDevice::visible_to_few(const AttnArgs& args) {
+  std::vector<int2> visible;
+  int64_t n_seen = 0;
+  for (const KvHead& head : args.kv.heads) {
+    for (int64_t row = 0; row < args.q.n_rows; ++row) {
+      visible.push_back(visible_of(head, args.limit[row], args.window));
+      n_seen += visible.back().y - visible.back().x;
+    }
   }
+  if (args.counts != nullptr) args.counts->permitted += n_seen * args.q.n_head / std::ssize(args.kv.heads);
+  return tables_.put(std::span<const int2>(visible));
 }
 
 void CudaDevice::attend_few_rows(const AttnArgs& args, const Call& call) {

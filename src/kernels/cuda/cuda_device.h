@@ -63,6 +63,7 @@ class CudaDevice final : public Device {
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                     std::vector<float>& scores) override;
   Selection select_lines(const LineArgs& args) override;
+  Selection select_cover(const CoverArgs& args) override;
   Selection on_host(const Selection& selection) override;
   Selection on_device(const Selection& selection) override;
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
@@ -72,6 +73,7 @@ class CudaDevice final : public Device {
  private:
   /// One attention call's tables, in GPU memory.
   struct Call;
+  struct Cover;
   /// The stream, made before and destroyed after everything that uses it.
   struct Stream {
     Stream();
@@ -102,6 +104,8 @@ class CudaDevice final : public Device {
   /// Slots that rows of these limits see. -> int2 [n_head_kv, n_rows]; `permitted` may be null.
   std::shared_ptr<std::byte> visible_rows(const DeviceKv& kv, std::span<const int32_t> limit, int32_t window,
                                           unsigned long long* permitted, int32_t group);
+  /// The same for few rows, found on the host, where all layers of a step share one table; permitted slots are counted.
+  const int2* visible_to_few(const AttnArgs& args);
   /// K and V as the kernels for many rows read them; made once for all that ask before the cache changes.
   StagedKv staged(const KvView& view, const DeviceKv& kv);
   Selection lay(const ChosenLines& chosen, const LineRows& rows);
