@@ -164,6 +164,7 @@ class Hip final : public Selector {
     const int32_t n_keep = std::min(s_.k / s_.key_block, n_block);
     const auto start = [&](int64_t j) { return static_cast<int32_t>(j * n_block / n_keep); };
     std::vector<Branch> branches;
+    branches.reserve(static_cast<size_t>(n_keep));
     for (int32_t j = 0; j < n_keep; ++j) branches.push_back({start(j), start(j + 1) - start(j)});
     const auto wide = [](const Branch& branch) { return branch.size > 1; };
     while (std::any_of(branches.begin(), branches.end(), wide)) {
@@ -178,6 +179,7 @@ class Hip final : public Selector {
       for (const int32_t i : top_k(scores, n_keep)) branches.push_back(halves[static_cast<size_t>(i)]);
     }
     std::vector<int32_t> blocks;
+    blocks.reserve(branches.size());
     for (const Branch& branch : branches) blocks.push_back(branch.start);
     return blocks;
   }

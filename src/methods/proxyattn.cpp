@@ -170,6 +170,7 @@ class ProxyAttn final : public Selector {
     const auto n_group = alike ? s_.groups : static_cast<int32_t>(kv.size());
     const int32_t n_kv = static_cast<int32_t>(kv.size()) / n_group;
     std::vector<Proxy> proxies;
+    proxies.reserve(static_cast<size_t>(n_group));
     for (int32_t p = 0; p < n_group; ++p) proxies.emplace_back(site, s_, n_kv, p * n_kv);
     site.ops.for_each(n_group, [&](int64_t p, int) { proxies[static_cast<size_t>(p)].read_keys(); });
     const int64_t n_pieces = proxies.front().n_pieces();
