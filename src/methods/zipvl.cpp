@@ -1,0 +1,305 @@
+// zipvl: each layer keeps as many tokens as it takes to hold a share of its attention's mass, and no others.
+//
+// Paper: He et al., "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification", arXiv
+// 2410.08584. Idea: layers and inputs differ in how many tokens matter. The attention of some probe rows says how much
+// of the mass each token gets; p is the least number of tokens that hold a share tau of it. The p best tokens, by what
+// a row that can see them spends on them on average, are the layer's important ones: attention goes to these only, and
+// the cache keeps only these. Nothing in this needs images; text is treated alike. The running text of the paper was
+// not available, only its equations and pseudo-code. Our choices and deviations:
+// - Unimportant tokens attend, too: the kernel computes whole blocks of 128 rows, so that all rows see the important
+//   tokens before them and their own 128 or fewer neighbours. The paper leaves these rows out of the layer's attention;
+//   here attention falls to p / n of its cost and not to its square.
+// - Half of the probes are the last rows, as in the paper; the others lie at even distances from a fixed offset instead
+//   of at random, so that a run can be repeated.
+// - Probabilities are averaged over heads. Where kv heads hold different slots, each kv head has a set of its own.
+// - The last token is always important, and so are the first `protect` tokens, none unless asked for.
+// - The cache drops unimportant rows (the paper's second version; the first stores them in fewer bits). A layer whose
+//   prompt the selector did not see (short prompts) is judged by the last 128 rows alone.
+// - In decode every `interval` new rows are judged by the newest row's attention to them; tau counts within these.
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "base/error.h"
+#include "methods/lists.h"
+
+namespace winnow {
+namespace {
+
+constexpr int32_t kBlock = 64;  // slots of a key block
+constexpr int32_t kRows = 128;  // of a query block
+
+struct Settings {
+  double tau;
+  int32_t probes, interval, protect;
+  bool cache;
+};
+
+// What probe rows spend on each slot in sum, and how many of them see it.
+struct Mass {
+  std::vector<float> sum;     // [n_slots]
+  std::vector<int32_t> seen;  // [n_slots]
+  double total = 0;           // the sum of all, one for each row
+};
+
+// The least number of scores whose sum is at least `mass`.
+int64_t count_to_reach(std::span<const float> scores, double mass) {
+  std::vector<float> sorted(scores.begin(), scores.end());
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  double sum = 0;
+  int64_t n = 0;
+  while (n < std::ssize(sorted) && sum < mass) sum += double{sorted[static_cast<size_t>(n++)]};
+  return n;
+}
+
+// The important slots, ascending: as many as hold tau of the mass, those first that the rows which see them value most.
+std::vector<int32_t> important(const Mass& mass, const Settings& settings) {
+  // Sums of rounded numbers: what is within rounding of tau has reached it.
+  const int64_t n = count_to_reach(mass.sum, settings.tau * mass.total * (1 - 1e-6));
+  std::vector<float> average(mass.sum.size());
+  for (size_t i = 0; i < average.size(); ++i) {
+    average[i] = mass.seen[i] > 0 ? mass.sum[i] / static_cast<float>(mass.seen[i]) : 0;
+  }
+  std::vector<int32_t> kept = top_k(average, n);
+  const auto n_protected = std::min<int64_t>(settings.protect, std::ssize(average));
+  kept.erase(kept.begin(), std::lower_bound(kept.begin(), kept.end(), static_cast<int32_t>(n_protected)));
+  std::vector<int32_t> all(static_cast<size_t>(n_protected));
+  std::iota(all.begin(), all.end(), 0);
+  all.insert(all.end(), kept.begin(), kept.end());
+  const auto last = static_cast<int32_t>(average.size()) - 1;
+  if (all.empty() || all.back() != last) all.push_back(last);
+  return all;
+}
+
+bool alike(std::span<const KvHead> kv) {
+  return std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
+    return head.n_slots == kv.front().n_slots &&
+           (head.idx == kv.front().idx || (head.idx != nullptr && kv.front().idx != nullptr &&
+                                           std::equal(head.idx, head.idx + head.n_slots, kv.front().idx)));
+  });
+}
+
+// Adds the attention of `probe` rows of query head `head` to `sum`.
+void add_mass(const Site& site, const ProbeArgs& probe, int32_t head, std::span<float> sum) {
+  std::vector<float> probabilities;
+  site.ops.score_window(probe, head, probabilities);
+  for (size_t row = 0; row < static_cast<size_t>(probe.q.n_rows); ++row) {
+    const float* from = probabilities.data() + row * sum.size();
+    for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += from[slot];
+  }
+}
+
+// The last rows, and as many at even distances before them. Few rows are all probes.
+class Probes {
+ public:
+  Probes(const Site& site, int64_t n) {
+    const int64_t n_rows = site.q.n_rows, n_last = n_rows <= 2 * n ? n_rows : n;
+    views_.push_back(last_rows(site, n_last));
+    if (n_last == n_rows) return;
+    const int64_t step = (n_rows - n) / n, first = step / 2;
+    HeadsView rows = site.q.rows(first, n);
+    rows.stride *= step;
+    for (int64_t i = 0; i < n; ++i) limit_.push_back(site.limit[static_cast<size_t>(first + i * step)]);
+    views_.push_back({rows, site.kv, limit_.data(), site.scale, site.softcap, site.window});
+  }
+  Probes(const Probes&) = delete;
+  Probes& operator=(const Probes&) = delete;
+  std::span<const ProbeArgs> views() const { return views_; }
+
+ private:
+  std::vector<int32_t> limit_;
+  std::vector<ProbeArgs> views_;
+};
+
+// One set for all kv heads where these hold the same slots, else one for each. -> [1 or n_kv_head]
+std::vector<std::vector<int32_t>> important_sets(const Site& site, const Settings& settings) {
+  const std::span<const KvHead> kv = site.kv.heads;
+  const auto group = static_cast<size_t>(site.q.n_head) / kv.size();
+  const Probes probes(site, settings.probes);
+  std::vector<std::vector<float>> sums(static_cast<size_t>(site.q.n_head));
+  site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
+    const auto at = static_cast<size_t>(head);
+    sums[at].resize(static_cast<size_t>(kv[at / group].n_slots));
+    for (const ProbeArgs& probe : probes.views()) add_mass(site, probe, static_cast<int32_t>(head), sums[at]);
+  });
+  std::vector<std::vector<int32_t>> sets(alike(kv) ? 1 : kv.size());
+  const size_t n_together = sums.size() / sets.size();
+  for (size_t set = 0; set < sets.size(); ++set) {
+    const KvHead& head = kv[set];
+    Mass mass{.sum = std::vector<float>(static_cast<size_t>(head.n_slots)),
+              .seen = std::vector<int32_t>(static_cast<size_t>(head.n_slots))};
+    for (size_t h = set * n_together; h < (set + 1) * n_together; ++h) {
+      for (size_t slot = 0; slot < mass.sum.size(); ++slot) {
+        mass.sum[slot] += sums[h][slot] / static_cast<float>(n_together);
+      }
+    }
+    for (const ProbeArgs& probe : probes.views()) {
+      for (int64_t row = 0; row < probe.q.n_rows; ++row)
+        ++mass.seen[static_cast<size_t>(visible_slots(head, probe.limit[row]) - 1)];
+      mass.total += static_cast<double>(probe.q.n_rows);
+    }
+    // Rows that see a slot see those before it.
+    for (size_t slot = mass.seen.size() - 1; slot-- > 0;) mass.seen[slot] += mass.seen[slot + 1];
+    sets[set] = important(mass, settings);
+  }
+  return sets;
+}
+
+// What selector and compressor of one sequence share, by layer.
+struct State {
+  Settings settings;
+  std::map<int32_t, std::vector<std::vector<int32_t>>> sets;  // of the prompt that is being read
+  std::map<int32_t, int32_t> n_new;                           // rows decoded since the last judgement
+};
+
+class Important final : public Selector {
+ public:
+  explicit Important(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  Selection select(const Site& site) override {
+    if (site.q.n_rows <= 1 || state_->settings.tau >= 1) return {};
+    std::vector<std::vector<int32_t>>& sets = state_->sets[site.layer];
+    sets = important_sets(site, state_->settings);
+    std::vector<HeadLists> lists(sets.size() == 1 ? 1 : static_cast<size_t>(site.q.n_head));
+    for (size_t head = 0; head < lists.size(); ++head) {
+      write(site, kv_head_of(site, static_cast<int32_t>(head)), sets[head * sets.size() / lists.size()], lists[head]);
+    }
+    return join_lists(lists, kRows, kBlock);
+  }
+
+ private:
+  // Important slots before the block's own, in blocks where they are neighbours, and the block's own.
+  static void write(const Site& site, const KvHead& kv, const std::vector<int32_t>& set, HeadLists& lists) {
+    for (int64_t row = 0; row < site.q.n_rows; row += kRows) {
+      const int64_t last = std::min<int64_t>(row + kRows, site.q.n_rows) - 1;
+      const int32_t begin = slot_of_row(site, kv, row), end = slot_of_row(site, kv, last) + 1;
+      const auto n = static_cast<size_t>(std::lower_bound(set.begin(), set.end(), begin) - set.begin());
+      for (size_t i = 0; i < n;) {
+        const size_t whole = i + kBlock - 1;
+        if (whole < n && set[whole] == set[i] + kBlock - 1) {
+          lists.block_begin.push_back(set[i]);
+          i += kBlock;
+        } else {
+          lists.column.push_back(set[i++]);
+        }
+      }
+      for (int32_t slot = begin; slot < end; slot += kBlock) lists.block_begin.push_back(slot);
+      lists.end_block();
+    }
+  }
+
+  std::shared_ptr<State> state_;
+};
+
+class ImportantCache final : public Compressor {
+ public:
+  explicit ImportantCache(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  KvEdit compress(const Site& site, bool prefill) override {
+    if (site.window > 0 || state_->settings.tau >= 1) return {};
+    return prefill ? after_prompt(site) : after_row(site);
+  }
+
+ private:
+  KvEdit after_prompt(const Site& site) {
+    state_->n_new[site.layer] = 0;
+    std::vector<std::vector<int32_t>> sets = std::move(state_->sets[site.layer]);
+    state_->sets.erase(site.layer);
+    const std::span<const KvHead> kv = site.kv.heads;
+    const bool fits = !sets.empty() && (sets.size() == kv.size() || alike(kv)) && [&] {
+      for (size_t i = 0; i < kv.size(); ++i) {
+        if (sets[i % sets.size()].back() != kv[i].n_slots - 1) return false;  // another prompt's
+      }
+      return true;
+    }();
+    if (!fits) sets = important_sets(site, state_->settings);
+    KvEdit edit;
+    for (size_t i = 0; i < kv.size(); ++i) {
+      const std::vector<int32_t>& set = sets[i % sets.size()];
+      KvEdit::Head& head = edit.head.emplace_back();
+      head.all = std::ssize(set) == kv[i].n_slots;
+      if (!head.all) head.keep = set;
+    }
+    return edit;
+  }
+
+  KvEdit after_row(const Site& site) {
+    int32_t& n_new = state_->n_new[site.layer];
+    if (++n_new < state_->settings.interval) return {};
+    n_new = 0;
+    const std::span<const KvHead> kv = site.kv.heads;
+    const int32_t group = site.q.n_head / static_cast<int32_t>(kv.size()), interval = state_->settings.interval;
+    const bool together = alike(kv);
+    KvEdit edit;
+    Mass mass;
+    std::vector<float> sum;
+    for (int32_t i = 0; i < static_cast<int32_t>(kv.size()); ++i) {
+      const int32_t n_slots = kv[static_cast<size_t>(i)].n_slots, first = std::max(0, n_slots - interval);
+      KvEdit::Head& head = edit.head.emplace_back();
+      if (together && i > 0) {
+        head = edit.head.front();
+        continue;
+      }
+      sum.assign(static_cast<size_t>(n_slots), 0);
+      const int32_t end = together ? site.q.n_head : (i + 1) * group;
+      for (int32_t h = i * group; h < end; ++h) add_mass(site, last_rows(site, 1), h, sum);
+      mass.sum.assign(sum.begin() + first, sum.end());
+      mass.seen.assign(mass.sum.size(), 1);
+      mass.total = std::accumulate(mass.sum.begin(), mass.sum.end(), 0.0);
+      for (int32_t slot = 0; slot < first; ++slot) head.keep.push_back(slot);
+      Settings settings = state_->settings;
+      settings.protect = std::clamp(settings.protect - first, 0, interval);
+      for (const int32_t slot : important(mass, settings)) head.keep.push_back(first + slot);
+      head.all = std::ssize(head.keep) == n_slots;
+    }
+    return edit;
+  }
+
+  std::shared_ptr<State> state_;
+};
+
+constexpr double kMany = 1e9;
+constexpr ParamInfo kParams[] = {
+    {"tau", "share of the attention's mass that a layer's important tokens hold; 1: all tokens", 0.975, 0, 1, false},
+    {"probes", "last rows that are probes, and as many before them", 64, 1, 64, true},
+    {"interval", "decoded rows after which these are judged", 100, 2, kMany, true},
+    {"protect", "first tokens that are important in any case", 0, 0, kMany, true},
+    {"cache", "1: the cache keeps important tokens only", 1, 0, 1, true},
+    {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
+};
+
+Method make(const Params& params, const MethodShape&) {
+  const auto state = std::make_shared<State>(State{.settings = {.tau = params.number("tau"),
+                                                                .probes = params.whole("probes"),
+                                                                .interval = params.whole("interval"),
+                                                                .protect = params.whole("protect"),
+                                                                .cache = params.flag("cache")},
+                                                   .sets = {},
+                                                   .n_new = {}});
+  Method method;
+  method.selector = std::make_unique<Important>(state);
+  if (state->settings.cache) method.compressor = std::make_unique<ImportantCache>(state);
+  return method;
+}
+
+}  // namespace
+
+namespace roster {
+
+const MethodInfo& method_zipvl() {
+  static const MethodInfo kInfo = {
+      .name = "zipvl",
+      .title = "each layer's important tokens, as many as hold a share of its attention, in prefill and in the cache",
+      .paper = "ZipVL, arXiv 2410.08584",
+      .parts = "selector, compressor",
+      .neutral = "zipvl(tau=1)",
+      .params = kParams,
+      .texts = {},
+      .make = make,
+      .calibrate = nullptr,
+  };
+  return kInfo;
+}
+
+}  // namespace roster
+}  // namespace winnow
