@@ -192,6 +192,14 @@ class Eval(EvalCase):
         self.assertLess(other["kl_by_part"][0], other["kl_by_part"][-1])
         self.assertIn("KL to dense by position", self.page())
 
+    def test_a_text_of_the_users(self):
+        args = ("--task", "perplexity", "--length", 600, "--text", path("text.txt"))
+        self.eval(*args, "--samples", 2)
+        self.assertNotEqual(*(line["prompt_hash"] for line in self.samples()))
+        done = winnow("eval", "-m", model(), "--out", self.out, *args, "--samples", 50)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"text.txt: the text has ", done.stderr)
+
     def test_dense_logits_are_made_again_where_a_run_goes_on(self):
         args = ("--task", "divergence", "--length", 600, "--samples", 1)
         self.eval(*args)

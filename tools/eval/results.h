@@ -2,10 +2,10 @@
 // method). Lines are only ever added, so that a run may stop at any time and go on later.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace winnow::eval {
@@ -18,7 +18,10 @@ struct Key {
   int64_t length = 0;
   int64_t index = 0;
   std::string method;
-  auto operator<=>(const Key&) const = default;
+  bool operator==(const Key&) const = default;
+  bool operator<(const Key& other) const {
+    return std::tie(task, length, index, method) < std::tie(other.task, other.length, other.index, other.method);
+  }
 };
 Key key_of(const Json& line);
 

@@ -8,6 +8,8 @@
 #include <set>
 #include <sstream>
 
+#include "base/error.h"
+#include "eval/prose.h"
 #include "eval/score.h"
 #include "eval/task.h"
 
@@ -211,6 +213,29 @@ TEST(Tasks, NeedlesInEssays) {
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(queries.outputs.at(i), pairs.at(asked[i + 1]));
   EXPECT_THAT(queries.answer_prefix, EndsWith(" mentioned in the provided text are"));
   EXPECT_THAT(sample_of("niah_single_3_own_essays").question, HasSubstr("What is the special magic uuid for "));
+}
+
+TEST(Tasks, ATextOfTheUsersIsCutIntoPieces) {
+  std::string text;
+  for (int i = 0; i < 4000; ++i) text += "w\xc3\xa4rd" + std::to_string(i) + " ";
+  const Request request = request_of(1024);
+  const auto generator = make_prose_from("own.txt", text, request);
+  size_t end = 0;
+  for (int64_t index = 0; index < 5; ++index) {
+    const Sample sample = generator->sample(index);
+    EXPECT_GE(request.n_tokens(sample), 1024);
+    const size_t begin = text.find(sample.context);
+    ASSERT_NE(begin, std::string::npos);
+    EXPECT_GE(begin + 200, end);  // the pieces lie side by side, about
+    EXPECT_NE(sample.context.front(), '\xa4');
+    end = begin + sample.context.size();
+  }
+  try {
+    generator->sample(100);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("own.txt: the text has "));
+  }
 }
 
 TEST(Tasks, ManyShotLabelsAreLearnable) {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "eval/draw.h"
+#include "eval/prose.h"
 #include "eval/user_task.h"
 #include "files.h"
 #include "output.h"
@@ -49,6 +50,11 @@ EvalTask known_task(const EvalOptions& options, const std::string& name, int64_t
   task.kind = info.kind;
   task.n_samples = options.n_samples;
   task.make = info.make;
+  if (info.kind != eval::TaskKind::answer && !options.text.empty()) {
+    task.make = [path = options.text, text = read_text(options.text)](const Request& request) {
+      return eval::make_prose_from(path, text, request);
+    };
+  }
   const std::set<int64_t> lengths(options.lengths.begin(), options.lengths.end());
   for (const int64_t length : lengths) {
     const int64_t need = length + (info.reserves ? 0 : info.n_gen);

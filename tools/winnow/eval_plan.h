@@ -17,6 +17,7 @@ struct EvalOptions {
   int64_t seed = 42;
   std::string out;
   std::string trace;     // a folder; empty: none
+  std::string text;      // a file for tasks that look at logits; empty: their own
   bool raw = false;      // no chat template
   bool later = false;    // the question is read after the context
   bool prompts = false;  // write the prompts, answer none

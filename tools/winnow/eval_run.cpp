@@ -56,8 +56,11 @@ std::string PromptMaker::text(const eval::Sample& sample) const {
 
 PromptMaker::Prompt PromptMaker::prompt(const eval::Sample& sample) const {
   Prompt prompt{.text = text(sample), .tokens = {}, .n_context = 0};
-  const size_t cut = later_ && !sample.question.empty() ? prompt.text.rfind(sample.question) : std::string::npos;
-  if (cut == std::string::npos || cut == 0) {
+  // Templates may take white space off the end of a turn.
+  const std::string asked = sample.question.substr(0, sample.question.find_last_not_of(" \t\r\n") + 1);
+  const size_t cut = later_ && !asked.empty() ? prompt.text.rfind(asked) : 0;
+  WINNOW_ASSERT(cut != std::string::npos);
+  if (cut == 0) {
     prompt.tokens = prompt_tokens(*loaded_.tokenizer, prompt.text);
     return prompt;
   }

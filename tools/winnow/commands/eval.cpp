@@ -249,6 +249,8 @@ std::function<void()> add(CLI::App& app) {
   app.add_option("--out", options->out, "folder of the results; a run that it holds goes on")
       ->type_name("DIR")
       ->required();
+  app.add_option("--text", options->text, "a text for perplexity and divergence (default: winnow's own essays)")
+      ->type_name("FILE");
   add_trace(app, options->trace);
   app.add_flag("--raw", options->raw, "no chat template");
   app.add_flag("--later", options->later, "read the context before the question: compressors do not see it");
