@@ -92,6 +92,19 @@ void check_edit(const KvEdit& edit, SiteFixture& fixture, const std::string& spe
   }
 }
 
+// Those of the slots that all kv heads hold are the candidates.
+void check_pruner(Pruner& pruner, const Site& site) {
+  std::vector<int32_t> candidate;
+  for (int32_t slot = 0; slot < site.kv.heads.back().n_slots; ++slot) {
+    candidate.push_back(site.kv.heads.back().position(slot));
+  }
+  const std::vector<int32_t> kept = pruner.prune(site, candidate);
+  if (kept.empty()) return;
+  ASSERT_EQ(kept.back(), static_cast<int32_t>(candidate.size()) - 1) << "the last token is gone";
+  ASSERT_GE(kept.front(), 0);
+  ASSERT_EQ(std::adjacent_find(kept.begin(), kept.end(), std::greater_equal<>()), kept.end());
+}
+
 void check(const std::string& spec, const SiteShape& shape, bool ragged) {
   SCOPED_TRACE(spec + " " + shape.text() + (ragged ? " ragged" : ""));
   SiteFixture fixture(shape, 21);
@@ -110,6 +123,7 @@ void check(const std::string& spec, const SiteShape& shape, bool ragged) {
     check_edit(method.compressor->compress(site, true), fixture, spec);
     check_edit(method.compressor->compress(site, false), fixture, spec);
   }
+  if (method.pruner != nullptr) check_pruner(*make_method(spec, fixture.method_shape(4)).pruner, site);
 }
 
 class EveryMethod : public ::testing::TestWithParam<const MethodInfo*> {};
@@ -128,6 +142,7 @@ TEST_P(EveryMethod, DescribesItself) {
   const auto has = [&](std::string_view part) { return info.parts.find(part) != std::string_view::npos; };
   EXPECT_EQ(method.selector != nullptr, has("selector"));
   EXPECT_EQ(method.compressor != nullptr, has("compressor"));
+  EXPECT_EQ(method.pruner != nullptr, has("pruner"));
   EXPECT_EQ(method.skip.prefill > 0 || method.skip.decode > 0, has("skip-softmax"));
 }
 
@@ -159,6 +174,9 @@ TEST_P(EveryMethod, NeutralParametersAreDenseAttention) {
         const KvEdit edit = method.compressor->compress(site, prefill);
         for (const KvEdit::Head& head : edit.head) EXPECT_TRUE(head.all && head.merge.empty());
       }
+    }
+    if (method.pruner != nullptr) {
+      EXPECT_TRUE(method.pruner->prune(site, site.limit).empty());
     }
     EXPECT_EQ(method.skip.prefill, 0);
     EXPECT_EQ(method.skip.decode, 0);

@@ -67,6 +67,83 @@ void KvCache::append(int32_t layer, HeadsView k, HeadsView v, int32_t first_posi
   device_->store_kv(k, v, shape_.k_type, shape_.v_type, target);
 }
 
+// Whole runs at a time: within a block of either side slots lie one after another.
+void KvCache::copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n) {
+  while (n > 0) {
+    const int32_t run = std::min({n, kBlockSlots - to_slot % kBlockSlots, kBlockSlots - from_slot % kBlockSlots});
+    const auto copy = [&](const auto& into, const auto& out_of, size_t bytes) {
+      device_->copy_bytes(slot_at(into, to_slot, bytes), slot_at(out_of, from_slot, bytes),
+                          static_cast<size_t>(run) * bytes);
+    };
+    copy(to.k, from.k, k_slot_bytes_);
+    copy(to.v, from.v, v_slot_bytes_);
+    to_slot += run;
+    from_slot += run;
+    n -= run;
+  }
+}
+
+// Makes room for rows at `position`. -> their slots
+std::vector<int32_t> KvCache::open_slots(Head& head, std::span<const int32_t> position) {
+  std::vector<int32_t> all;  // positions as they will be
+  int32_t first = 0;         // slots before the first new row stay where they are
+  while (first < head.n_slots && head.position(first) < position.front()) all.push_back(head.position(first++));
+  std::vector<int32_t> opened;
+  Head wider;
+  const int32_t n_kept_blocks = first / kBlockSlots;
+  wider.k.assign(head.k.begin(), head.k.begin() + n_kept_blocks);
+  wider.v.assign(head.v.begin(), head.v.begin() + n_kept_blocks);
+  wider.n_slots = head.n_slots + static_cast<int32_t>(position.size());
+  while (static_cast<int32_t>(wider.k.size()) * kBlockSlots < wider.n_slots) add_block(wider);
+  const int32_t kept = n_kept_blocks * kBlockSlots;
+  copy_slots(wider, kept, head, kept, first - kept);
+  int32_t slot = first;
+  for (size_t i = 0; i < position.size(); ++i) {
+    opened.push_back(static_cast<int32_t>(all.size()));
+    all.push_back(position[i]);
+    const int32_t begin = slot;
+    const auto to = static_cast<int32_t>(all.size());
+    while (slot < head.n_slots && (i + 1 == position.size() || head.position(slot) < position[i + 1])) {
+      WINNOW_ASSERT(head.position(slot) > position[i]);
+      all.push_back(head.position(slot++));
+    }
+    copy_slots(wider, to, head, begin, slot - begin);
+  }
+  if (all.back() + 1 != wider.n_slots) wider.idx = std::move(all);
+  head = std::move(wider);
+  return opened;
+}
+
+void KvCache::insert(int32_t layer, HeadsView k, HeadsView v, std::span<const int32_t> position) {
+  WINNOW_ASSERT(k.n_head == shape_.n_head_kv && std::ssize(position) == k.n_rows && v.n_rows == k.n_rows);
+  const bool in_a_row = position.back() - position.front() + 1 == k.n_rows;
+  bool behind = true;
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    const Head& into = head(layer, h);
+    behind = behind && (into.n_slots == 0 || into.position(into.n_slots - 1) < position.front());
+  }
+  if (in_a_row && behind) {
+    append(layer, k, v, position.front());
+    return;
+  }
+  for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
+    const std::vector<int32_t> slots = open_slots(head(layer, h), position);
+    refresh_views(layer);
+    const auto of_head = [&](const HeadsView& all) {
+      return HeadsView{
+          advance(all.data, int64_t{h} * all.head_dim, all.type), all.n_rows, 1, all.head_dim, all.stride, all.type};
+    };
+    const HeadsView k_head = of_head(k), v_head = of_head(v);
+    for (size_t begin = 0, end = 0; begin < slots.size(); begin = end) {
+      end = begin + 1;
+      while (end < slots.size() && slots[end] == slots[end - 1] + 1) ++end;
+      const auto row = static_cast<int64_t>(begin), n = static_cast<int64_t>(end - begin);
+      const KvTarget target = {head(layer, h).k_at, head(layer, h).v_at, slots[begin]};
+      device_->store_kv(k_head.rows(row, n), v_head.rows(row, n), shape_.k_type, shape_.v_type, {&target, 1});
+    }
+  }
+}
+
 KvView KvCache::view(int32_t layer) const {
   const auto n = static_cast<size_t>(shape_.n_head_kv);
   return {shape_.k_type, shape_.v_type, shape_.head_dim, {views_.data() + static_cast<size_t>(layer) * n, n}};
@@ -104,11 +181,12 @@ void KvCache::keep_slots(Head& head, const std::vector<int32_t>& keep) {
   kept.v.assign(head.v.begin(), head.v.begin() + same_blocks);
   kept.idx.reserve(keep.size());
   for (const int32_t slot : keep) kept.idx.push_back(head.position(slot));
-  for (int32_t to = same_blocks * kBlockSlots; to < n_kept; ++to) {
-    if (to % kBlockSlots == 0) add_block(kept);
+  while (static_cast<int32_t>(kept.k.size()) * kBlockSlots < n_kept) add_block(kept);
+  for (int32_t to = same_blocks * kBlockSlots, run = 0; to < n_kept; to += run) {
     const int32_t from = keep[static_cast<size_t>(to)];
-    device_->copy_bytes(slot_at(kept.k, to, k_slot_bytes_), slot_at(head.k, from, k_slot_bytes_), k_slot_bytes_);
-    device_->copy_bytes(slot_at(kept.v, to, v_slot_bytes_), slot_at(head.v, from, v_slot_bytes_), v_slot_bytes_);
+    run = 1;
+    while (to + run < n_kept && keep[static_cast<size_t>(to + run)] == from + run) ++run;
+    copy_slots(kept, to, head, from, run);
   }
   kept.n_slots = n_kept;
   head = std::move(kept);

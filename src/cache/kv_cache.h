@@ -48,6 +48,9 @@ class KvCache {
   /// Adds the rows of `k` and `v` [n_rows, n_head_kv, head_dim] at causal positions first_position, first_position + 1,
   /// ...
   void append(int32_t layer, HeadsView k, HeadsView v, int32_t first_position);
+  /// The same at ascending positions that the layer does not hold yet, which may lie between those that it holds; there
+  /// the slots behind them move up.
+  void insert(int32_t layer, HeadsView k, HeadsView v, std::span<const int32_t> position);
   /// What attention reads; valid until this layer changes.
   KvView view(int32_t layer) const;
   int32_t n_slots(int32_t layer, int32_t head) const;
@@ -73,6 +76,8 @@ class KvCache {
   void add_block(Head& head);
   void make_writable(Head& head, int32_t block);
   void extend(Head& head, int64_t n_rows, int32_t first_position);
+  std::vector<int32_t> open_slots(Head& head, std::span<const int32_t> position);
+  void copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n);
   void fold_slot(Head& head, const KvEdit::Merge& merge);
   void keep_slots(Head& head, const std::vector<int32_t>& keep);
   void shrink(Head& head, int32_t n_slots);

@@ -84,6 +84,18 @@ class KvCacheTest : public testing::TestWithParam<Type> {
     plain(layer, h) = left;
   }
 
+  // Keys of position + 1 and values of its negative, into layer 0.
+  static void insert(KvCache& cache, const std::vector<int32_t>& position) {
+    std::vector<float> k, v;
+    for (const int32_t p : position) {
+      k.insert(k.end(), size_t{kHeads} * kDim, static_cast<float>(p + 1));
+      v.insert(v.end(), size_t{kHeads} * kDim, -static_cast<float>(p + 1));
+    }
+    const auto n = std::ssize(position);
+    cache.insert(0, {k.data(), n, kHeads, kDim, int64_t{kHeads} * kDim},
+                 {v.data(), n, kHeads, kDim, int64_t{kHeads} * kDim}, position);
+  }
+
   void truncate(int32_t n) {
     cache_.truncate(n);
     for (Plain& p : plain_) {
@@ -130,6 +142,40 @@ TEST_P(KvCacheTest, RandomEditsTruncationsAndAppends) {
       truncate(position);
     }
     expect_equal(cache_);
+  }
+}
+
+// Rows that come late, between those that are there already: a fork keeps what it had.
+TEST_P(KvCacheTest, InsertsBetweenOlderSlots) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 8; ++round) {
+    KvCache cache(*device_, cache_.shape());
+    std::vector<int32_t> late, early;
+    for (int32_t position = 0; position < 40 + 30 * round; ++position)
+      (random() % 3 == 0 ? late : early).push_back(position);
+    insert(cache, early);
+    const KvCache before = cache.fork();
+    insert(cache, late);
+    for (int32_t h = 0; h < kHeads; ++h) {
+      EXPECT_EQ(cache.n_slots(0, h), static_cast<int32_t>(early.size() + late.size()));
+      EXPECT_EQ(cache.view(0).heads[static_cast<size_t>(h)].idx, nullptr) << "slots are positions again";
+    }
+    for (const KvCache* held : {static_cast<const KvCache*>(&cache), &before}) {
+      const size_t n = held == &cache ? early.size() + late.size() : early.size();
+      const KvView view = held->view(0);
+      std::vector<float> row(kDim);
+      for (const KvHead& head : view.heads) {
+        ASSERT_EQ(head.n_slots, static_cast<int32_t>(n));
+        for (int32_t slot = 0; slot < head.n_slots; ++slot) {
+          const auto block = static_cast<size_t>(slot / kBlockSlots);
+          const auto want = static_cast<float>(head.position(slot) + 1);
+          device_->load_slot(head.k[block], view.k_type, kDim, slot % kBlockSlots, row.data());
+          ASSERT_NEAR(row[0], want, 0.02F * want);
+          device_->load_slot(head.v[block], view.v_type, kDim, slot % kBlockSlots, row.data());
+          ASSERT_NEAR(row[kDim - 1], -want, 0.02F * want);
+        }
+      }
+    }
   }
 }
 

@@ -22,13 +22,28 @@ void Sequence::truncate(int32_t n) {
   if (n == n_tokens()) return;
   tokens_.resize(static_cast<size_t>(n));
   cache_.truncate(n);
+  for (HiddenRows& rows : hidden_) rows.truncate(n);
   methods_ = policy_.make();
 }
 
 Sequence Sequence::fork() const {
   Sequence copy(cache_.fork(), policy_);
   copy.tokens_ = tokens_;
+  copy.hidden_ = hidden_;
   return copy;
+}
+
+size_t Sequence::bytes() const {
+  size_t total = cache_.bytes();
+  for (const HiddenRows& rows : hidden_) total += rows.bytes();
+  return total;
+}
+
+Pruner* Sequence::pruner() const {
+  for (const Method& method : methods_) {
+    if (method.pruner != nullptr) return method.pruner.get();
+  }
+  return nullptr;
 }
 
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options)
@@ -74,15 +89,18 @@ void Engine::throw_if_cancelled() {
 }
 
 // Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. Without compressors a cache
-// only grows, and truncating it is enough; with them a fork remembers what they give up.
+// only grows, and truncating it is enough; with them a fork remembers what they give up, and so it does where a pruner
+// revives, which writes between older slots.
 void Engine::guarded(std::span<Sequence* const> sequences, const std::function<void()>& work) {
   struct Before {
     size_t n_tokens;
     std::optional<KvCache> cache;
+    std::vector<HiddenRows> hidden;
   };
   std::vector<Before> before;
   for (const Sequence* sequence : sequences) {
-    Before state{sequence->tokens_.size(), std::nullopt};
+    Before state{sequence->tokens_.size(), std::nullopt, sequence->hidden_};
+    if (sequence->revives()) state.cache = sequence->cache_.fork();
     for (const Method& method : sequence->methods_) {
       if (method.compressor != nullptr && !state.cache) state.cache = sequence->cache_.fork();
     }
@@ -100,6 +118,7 @@ void Engine::guarded(std::span<Sequence* const> sequences, const std::function<v
       } else {
         sequence.cache_.truncate(static_cast<int32_t>(before[i].n_tokens));
       }
+      sequence.hidden_ = std::move(before[i].hidden);
       sequence.methods_ = sequence.policy_.make();
     }
     throw;
@@ -172,22 +191,21 @@ std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::spa
   WINNOW_ASSERT(!sequences.empty() && sequences.size() == tokens.size());
   for (const Sequence* sequence : sequences) check_room(*sequence, 1);
   const auto begin = std::chrono::steady_clock::now();
-  const ModelShape& shape = model_->shape();
-  const auto n = static_cast<int64_t>(sequences.size());
-  std::vector<int32_t> position;
-  for (const Sequence* sequence : sequences) position.push_back(sequence->n_tokens());
-  std::vector<float> result(static_cast<size_t>(n * shape.n_vocab));
+  const int64_t n_vocab = model_->shape().n_vocab;
+  std::vector<float> result(sequences.size() * static_cast<size_t>(n_vocab));
+  // A step that takes older tokens up again has rows of its own in every layer: it goes the way of a prefill, alone.
+  std::vector<size_t> together;
   guarded(sequences, [&] {
-    const Scratch x = device_->scratch(n, shape.n_embd);
-    model_->embed(*device_, tokens, x);
-    for (int32_t layer = 0; layer < shape.n_layer; ++layer) {
-      decode_layer(layer, x, sequences, position);
-      throw_if_cancelled();
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (!sequences[i]->revives()) {
+        together.push_back(i);
+        continue;
+      }
+      Prefill(*this, 1).decode(*sequences[i], tokens[i], [&](int64_t, Mat logits) {
+        device_->download(result.data() + i * static_cast<size_t>(n_vocab), logits);
+      });
     }
-    const Scratch logits = device_->scratch(n, shape.n_vocab);
-    model_->logits(*device_, x, logits);
-    device_->download(result.data(), logits);
-    device_->sync();
+    if (!together.empty()) decode_together(sequences, tokens, together, result.data());
   });
   const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -210,6 +228,33 @@ Selection Engine::choose_row(Sequence& sequence, const Site& site) {
     return selection;  // a policy has one selector
   }
   return {};
+}
+
+// One row for each of the sequences `which`. logits: [sequences.size(), n_vocab], host memory; theirs are written.
+void Engine::decode_together(std::span<Sequence* const> sequences, std::span<const int32_t> tokens,
+                             std::span<const size_t> which, float* logits) {
+  const ModelShape& shape = model_->shape();
+  const auto n = static_cast<int64_t>(which.size());
+  std::vector<Sequence*> theirs;
+  std::vector<int32_t> new_tokens, position;
+  for (const size_t i : which) {
+    theirs.push_back(sequences[i]);
+    new_tokens.push_back(tokens[i]);
+    position.push_back(sequences[i]->n_tokens());
+  }
+  const Scratch x = device_->scratch(n, shape.n_embd);
+  model_->embed(*device_, new_tokens, x);
+  for (int32_t layer = 0; layer < shape.n_layer; ++layer) {
+    decode_layer(layer, x, theirs, position);
+    throw_if_cancelled();
+  }
+  const Scratch rows = device_->scratch(n, shape.n_vocab);
+  model_->logits(*device_, x, rows);
+  for (int64_t row = 0; row < n; ++row) {
+    const auto i = static_cast<int64_t>(which[static_cast<size_t>(row)]);
+    device_->download(logits + i * shape.n_vocab, rows->slice(row, 1));
+  }
+  device_->sync();
 }
 
 void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences,

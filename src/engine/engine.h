@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "cache/kv_cache.h"
+#include "engine/hidden_rows.h"
 #include "methods/roster.h"
 #include "model/model.h"
 
@@ -23,7 +24,7 @@ namespace winnow {
 
 enum class Schedule {
   layer_major,  // for layer: for chunk. The default: a layer's weights are unpacked once, its whole prompt is known
-  chunk_major,  // for chunk: for layer. Bounded latency of a step, for serving
+  chunk_major,  // for chunk: for layer. Bounded latency of a step, for serving; with a pruner layer-major all the same
 };
 
 struct EngineOptions {
@@ -38,11 +39,11 @@ struct EngineOptions {
 struct RunStats {
   int64_t n_prefill = 0, n_decode = 0;  // tokens
   double prefill_s = 0, decode_s = 0;   // of a batch: the whole batch's time
-  double select_s = 0;                  // of prefill_s: selectors and compressors
+  double select_s = 0;                  // of prefill_s: selectors, compressors and pruners
   double decode_select_s = 0;           // of decode_s: selectors
   double attend_s = 0;                  // of prefill_s: attention kernels
   double measure_s = 0;                 // recall and what on_selection does: part of no other figure
-  AttnCounts counts;                    // of prefill
+  AttnCounts counts;  // of prefill; with a pruner, permitted is what plain attention over all tokens computes
   AttnCounts decode_counts;
   double recall_sum = 0;  // of sampled (row, head) pairs: share of the true attention mass kept
   int64_t recall_n = 0;
@@ -56,6 +57,10 @@ class Sequence {
   std::span<const int32_t> tokens() const { return tokens_; }
   int32_t n_tokens() const { return static_cast<int32_t>(tokens_.size()); }
   const KvCache& cache() const { return cache_; }
+  /// The hidden states that `layer` dropped and a later step may take up again.
+  const HiddenRows& hidden(int32_t layer) const { return hidden_[static_cast<size_t>(layer)]; }
+  /// Of the cache and of hidden states.
+  size_t bytes() const;
   const RunStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   /// Back to the first n tokens; state of methods starts anew.
@@ -68,9 +73,15 @@ class Sequence {
   friend class Engine;
   friend class Prefill;
   Sequence(KvCache cache, Policy policy)
-      : cache_(std::move(cache)), policy_(std::move(policy)), methods_(policy_.make()) {}
+      : cache_(std::move(cache)),
+        hidden_(static_cast<size_t>(cache_.shape().n_layer)),
+        policy_(std::move(policy)),
+        methods_(policy_.make()) {}
+  Pruner* pruner() const;
+  bool revives() const { return pruner() != nullptr && pruner()->revives(); }
   std::vector<int32_t> tokens_;
   KvCache cache_;
+  std::vector<HiddenRows> hidden_;  // [n_layer] states behind each layer; empty unless a pruner revives
   Policy policy_;
   std::vector<Method> methods_;
   RunStats stats_;
@@ -130,6 +141,8 @@ class Engine {
   void throw_if_cancelled();
   void guarded(std::span<Sequence* const> sequences, const std::function<void()>& work);
   Selection choose_row(Sequence& sequence, const Site& site);
+  void decode_together(std::span<Sequence* const> sequences, std::span<const int32_t> tokens,
+                       std::span<const size_t> which, float* logits);
   void decode_layer(int32_t layer, Mat x, std::span<Sequence* const> sequences, std::span<const int32_t> position);
 
   std::unique_ptr<Model> model_;

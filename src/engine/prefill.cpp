@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/pruned.h"
 #include "methods/recall.h"
 
 namespace winnow {
@@ -56,7 +57,10 @@ void Prefill::run(std::span<const Reading> readings, const LogitsSink& sink) {
   {
     const Stopwatch watch(spent);
     const EngineOptions& options = engine_.options_;
-    const int64_t step = options.schedule == Schedule::chunk_major ? options.chunk : n;
+    // A pruner looks at the prompt's last row before any row may go on.
+    const bool prunes = std::any_of(readings.begin(), readings.end(),
+                                    [](const Reading& reading) { return reading.sequence->pruner() != nullptr; });
+    const int64_t step = options.schedule == Schedule::chunk_major && !prunes ? options.chunk : n;
     for (int64_t begin = 0; begin < n; begin += step) {
       Pass pass = cut(readings, begin, std::min(begin + step, n));
       run_pass(pass, sink);
@@ -85,7 +89,8 @@ Prefill::Pass Prefill::cut(std::span<const Reading> readings, int64_t begin, int
                           .begin = std::ssize(pass.position),
                           .n = to - from,
                           .last = to == n,
-                          .n_logits = std::clamp<int64_t>(to - (n - reading.n_logits), 0, to - from)});
+                          .n_logits = std::clamp<int64_t>(to - (n - reading.n_logits), 0, to - from),
+                          .pruner = reading.sequence->pruner()});
     for (int64_t i = 0; i < to - from; ++i) {
       pass.position.push_back(reading.sequence->n_tokens() + static_cast<int32_t>(i));
     }
@@ -100,30 +105,48 @@ void Prefill::run_pass(Pass& pass, const LogitsSink& sink) {
   for (const Part& part : pass.parts) tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
   pass.x = device_.scratch(n, shape.n_embd);
   model_.embed(device_, tokens, pass.x);
+  for (Part& part : pass.parts) {
+    if (part.pruner == nullptr) continue;
+    const int32_t first = part.pruner->revives() ? 0 : pass.rows_of(part).front();
+    part.alive.resize(static_cast<size_t>(pass.rows_of(part).back() + 1 - first));
+    std::iota(part.alive.begin(), part.alive.end(), first);
+  }
   for (int32_t index = 0; index < shape.n_layer; ++index) {
     layer(index, pass);
-    report(static_cast<double>(index + 1) / shape.n_layer, n);
+    if (!pass.decode) report(static_cast<double>(index + 1) / shape.n_layer, n);
   }
-  for (const Part& part : pass.parts) {
-    part.sequence->tokens_.insert(part.sequence->tokens_.end(), part.tokens.begin(), part.tokens.end());
+  if (!pass.decode) {
+    for (const Part& part : pass.parts) {
+      part.sequence->tokens_.insert(part.sequence->tokens_.end(), part.tokens.begin(), part.tokens.end());
+    }
   }
   hand_over(pass, sink);
   n_done_ += n;
 }
 
+void Prefill::decode(Sequence& sequence, int32_t token, const LogitsSink& sink) {
+  const Reading reading = {&sequence, {&token, 1}, 1};
+  n_handed_ = 0;
+  Pass pass = cut({&reading, 1}, 0, 1);
+  pass.decode = true;
+  run_pass(pass, sink);
+}
+
 void Prefill::layer(int32_t index, Pass& pass) {
+  wake(index, pass);
   const Mat x = pass.x;
   std::unique_ptr<Unpacked> unpacked;
   if (x.rows >= kUnpackRows) unpacked = device_.unpack(model_.layer_weights(index));
   const Scratch q = device_.activations(x.rows, int64_t{model_.shape().n_head} * model_.shape().head_dim);
   project(index, pass, q);
-  for (const Part& part : pass.parts) attend_part(index, pass, part, q);
+  for (Part& part : pass.parts) attend_part(index, pass, part, q);
   const int64_t chunk = engine_.options_.chunk;
   for (int64_t begin = 0; begin < x.rows; begin += chunk) {
     const int64_t n = std::min(chunk, x.rows - begin);
     model_.mix(device_, index, x.slice(begin, n), q->slice(begin, n));
     engine_.throw_if_cancelled();
   }
+  put_to_sleep(index, pass);
 }
 
 void Prefill::project(int32_t index, const Pass& pass, Mat q) {
@@ -148,19 +171,19 @@ void Prefill::store(int32_t index, const Pass& pass, int64_t begin, Mat k, Mat v
   for (const Part& part : pass.parts) {
     const int64_t from = std::max(begin, part.begin), to = std::min(begin + k.rows, part.begin + part.n);
     if (from >= to) continue;
-    part.sequence->cache_.append(index, k.slice(from - begin, to - from).heads(head_dim),
-                                 v.slice(from - begin, to - from).heads(head_dim),
-                                 pass.position[static_cast<size_t>(from)]);
+    part.sequence->cache_.insert(
+        index, k.slice(from - begin, to - from).heads(head_dim), v.slice(from - begin, to - from).heads(head_dim),
+        std::span(pass.position).subspan(static_cast<size_t>(from), static_cast<size_t>(to - from)));
   }
 }
 
-void Prefill::attend_part(int32_t index, const Pass& pass, const Part& part, Mat q) {
+void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
   const AttnShape attention = model_.attention(index);
   const Mat rows = q.slice(part.begin, part.n);
   Site here = {.layer = index,
                .q = rows.heads(model_.shape().head_dim),
                .kv = part.sequence->cache_.view(index),
-               .limit = std::span(pass.position).subspan(static_cast<size_t>(part.begin), static_cast<size_t>(part.n)),
+               .limit = pass.rows_of(part),
                .scale = attention.scale,
                .softcap = attention.softcap,
                .window = attention.window,
@@ -174,10 +197,26 @@ void Prefill::attend_part(int32_t index, const Pass& pass, const Part& part, Mat
     std::iota(last.begin(), last.end(), static_cast<int32_t>(part.n - n_tail));
     device_.gather_rows(rows, last, tail);
   }
-  attend(*part.sequence, here, choose(*part.sequence, here));
+  // What the layer holds of tokens that were dropped below is invisible; selectors know nothing of that.
+  const bool asleep = part.pruner != nullptr && part.pruner->revives() &&
+                      here.kv.heads.front().n_slots > static_cast<int32_t>(part.alive.size());
+  Selection selection;
+  if (asleep) {
+    selection = select_positions(here.kv.heads.front(), part.alive, here.q.n_rows);
+  } else if (!pass.decode) {
+    selection = choose(*part.sequence, here);
+  }
+  attend(*part.sequence, here, selection, pass.decode);
+  if (part.pruner != nullptr && !pass.decode) count_pruned(here, part);
   if (!part.last) return;
   here.q = Mat(tail).heads(model_.shape().head_dim);
   here.limit = here.limit.last(static_cast<size_t>(n_tail));
+  if (part.pruner != nullptr && index + 1 < model_.shape().n_layer) {
+    device_.sync();
+    double not_wanted = 0;
+    const Stopwatch watch(pass.decode ? not_wanted : part.sequence->stats_.select_s);
+    prune(part, here);
+  }
   compress(*part.sequence, here);
 }
 
@@ -214,10 +253,11 @@ void Prefill::show(Sequence& sequence, const Site& here, const Selection& select
   sequence.stats_.measure_s += spent;
 }
 
-void Prefill::attend(Sequence& sequence, const Site& here, const Selection& selection) {
-  const Stopwatch watch(sequence.stats_.attend_s);
+void Prefill::attend(Sequence& sequence, const Site& here, const Selection& selection, bool decode) {
+  double not_wanted = 0;
+  const Stopwatch watch(decode ? not_wanted : sequence.stats_.attend_s);
   std::vector<float> skip;
-  if (here.window == 0) skip = skip_log_lambda(sequence.methods_, true, longest_head(here.kv), here.q.n_head);
+  if (here.window == 0) skip = skip_log_lambda(sequence.methods_, !decode, longest_head(here.kv), here.q.n_head);
   // In pieces, so that Ctrl-C and the progress bar need not wait for a layer.
   const int64_t piece = device_.rows_at_once().attend;
   for (int64_t begin = 0; begin < here.q.n_rows; begin += piece) {
@@ -233,7 +273,7 @@ void Prefill::attend(Sequence& sequence, const Site& here, const Selection& sele
                     .skip = skip.empty() ? nullptr : skip.data(),
                     .o = q,
                     .lse = nullptr,
-                    .counts = &sequence.stats_.counts});
+                    .counts = decode ? &sequence.stats_.decode_counts : &sequence.stats_.counts});
     engine_.throw_if_cancelled();
   }
 }

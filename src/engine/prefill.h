@@ -23,6 +23,9 @@ class Prefill {
   /// Leaves every sequence longer by its tokens; hands the logits of the last `n_logits` of each to `sink`, in the
   /// order of `readings`, whose sequences differ.
   void run(std::span<const Reading> readings, const LogitsSink& sink);
+  /// One decoded token of a sequence whose pruner revives: older tokens may be taken up again beside it. Its logits go
+  /// to `sink`; the caller adds the token to the sequence.
+  void decode(Sequence& sequence, int32_t token, const LogitsSink& sink);
 
  private:
   struct Part {  // one sequence's rows of a pass
@@ -31,22 +34,34 @@ class Prefill {
     int64_t begin = 0, n = 0;  // rows of the pass
     bool last = true;          // the sequence's reading ends here
     int64_t n_logits = 0;      // of the last of these rows
+    Pruner* pruner = nullptr;
+    // Ascending positions of the tokens that the next layer attends to, where a pruner decides it: the part's rows and,
+    // where it revives, older tokens.
+    std::vector<int32_t> alive{};
   };
   struct Pass {  // the rows that go through all layers together
     std::vector<Part> parts;
     std::vector<int32_t> position;  // [n]
     Scratch x;                      // [n, n_embd]
+    bool decode = false;
+    std::span<const int32_t> rows_of(const Part& part) const {
+      return std::span(position).subspan(static_cast<size_t>(part.begin), static_cast<size_t>(part.n));
+    }
   };
 
   Pass cut(std::span<const Reading> readings, int64_t begin, int64_t end) const;
   void run_pass(Pass& pass, const LogitsSink& sink);
   void layer(int32_t index, Pass& pass);
+  void wake(int32_t index, Pass& pass);
+  void put_to_sleep(int32_t index, Pass& pass);
+  void count_pruned(const Site& site, const Part& part);
+  void prune(Part& part, const Site& site);
   void project(int32_t index, const Pass& pass, Mat q);
   void store(int32_t index, const Pass& pass, int64_t begin, Mat k, Mat v);
-  void attend_part(int32_t index, const Pass& pass, const Part& part, Mat q);
+  void attend_part(int32_t index, const Pass& pass, Part& part, Mat q);
   Selection choose(Sequence& sequence, const Site& site);
   void show(Sequence& sequence, const Site& site, const Selection& selection);
-  void attend(Sequence& sequence, const Site& site, const Selection& selection);
+  void attend(Sequence& sequence, const Site& site, const Selection& selection, bool decode);
   void compress(Sequence& sequence, Site& site);
   void hand_over(const Pass& pass, const LogitsSink& sink);
   void report(double share_of_pass, int64_t n_rows);

@@ -51,6 +51,23 @@ class Compressor {
   virtual KvEdit compress(const Site& site, bool prefill) = 0;
 };
 
+/// Decides, after a layer has attended, which tokens go on to the layers above. Rows of dropped tokens are not computed
+/// there, and their keys and values are not in those layers' caches.
+class Pruner {
+ public:
+  virtual ~Pruner() = default;
+  /// false: a dropped token stays where it stopped. The candidates are the rows that are being read, and decode asks
+  ///   nobody: a new token attends to what each layer's cache holds. FastV, AdaptInfer, MustDrop.
+  /// true: the engine keeps the hidden states of dropped tokens. In every step, prefill or decode, all tokens of the
+  ///   sequence are candidates again; one that reaches a layer whose cache lacks it is computed there, once, and what
+  ///   was dropped below is invisible to the step. LazyLLM. No compressor works beside it.
+  virtual bool revives() const = 0;
+  /// Asked after every layer but the last, sliding-window layers among them. `candidate`: ascending positions of the
+  /// tokens that this layer attended to, all of them in site.kv; site.q holds the step's last rows, at most 128.
+  /// -> ascending indices into `candidate` of those that go on; empty: all. Rows whose logits are wanted go on anyhow.
+  virtual std::vector<int32_t> prune(const Site& site, std::span<const int32_t> candidate) = 0;
+};
+
 /// Thresholds of skip-softmax as factors: lambda = factor / (tokens in the cache). 0: off.
 struct SkipSoftmax {
   double prefill = 0, decode = 0;
@@ -59,6 +76,7 @@ struct SkipSoftmax {
 struct Method {
   std::unique_ptr<Selector> selector;
   std::unique_ptr<Compressor> compressor;
+  std::unique_ptr<Pruner> pruner;
   SkipSoftmax skip;
 };
 
@@ -73,9 +91,10 @@ class Calibration {
 
 struct MethodInfo {
   std::string_view name;
-  std::string_view title;    // one line for people
-  std::string_view paper;    // "MInference 1.0, arXiv 2407.02490"
-  std::string_view parts;    // "selector", "compressor", "skip-softmax", joined by ", "; empty: none, plain attention
+  std::string_view title;  // one line for people
+  std::string_view paper;  // "MInference 1.0, arXiv 2407.02490"
+  std::string_view
+      parts;  // "selector", "compressor", "pruner", "skip-softmax", joined by ", "; empty: none, plain attention
   std::string_view neutral;  // a spec of this method whose result equals dense attention: "snapkv(budget=1000000000)"
   // A selector has the parameter "min_len": tokens in the cache below which it answers dense. Its initial value is the
   // break-even that was measured; the engine looks at it, the method need not.

@@ -30,7 +30,7 @@ std::string canonical(const Spec& spec, const MethodInfo& info, const Params& pa
 
 // The names of those who fill a part that only one method may fill.
 struct Takers {
-  std::string_view selector, skip, plain;
+  std::string_view selector, pruner, skip, plain, compressor, reviver;
 };
 
 void take(std::string_view& taken, std::string_view name, std::string_view what) {
@@ -63,12 +63,20 @@ Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : s
       take(takers.selector, info.name, "select what prefill computes");
       break_even_ = params.whole("min_len");
     }
+    if (method.pruner != nullptr) take(takers.pruner, info.name, "drop tokens between layers");
+    if (method.pruner != nullptr && method.pruner->revives()) takers.reviver = info.name;
+    if (method.compressor != nullptr) takers.compressor = info.name;
     if (method.skip.prefill > 0 || method.skip.decode > 0) take(takers.skip, info.name, "set skip-softmax thresholds");
     names += fmt::format("{}{}", names.empty() ? "" : " + ", canonical(spec, info, params));
     choices_.push_back({&info, params});
   }
-  if (!takers.plain.empty() && !takers.selector.empty()) {
-    fail("{} computes all of attention and {} a part of it; choose one of them", takers.plain, takers.selector);
+  const std::string_view part = takers.selector.empty() ? takers.pruner : takers.selector;
+  if (!takers.plain.empty() && !part.empty()) {
+    fail("{} computes all of attention and {} a part of it; choose one of them", takers.plain, part);
+  }
+  if (!takers.reviver.empty() && !takers.compressor.empty()) {
+    fail("{} takes tokens up again that {} removes from the cache; choose one of them", takers.reviver,
+         takers.compressor);
   }
   if (!names.empty()) name_ = names;
 }

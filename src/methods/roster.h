@@ -13,7 +13,8 @@ std::span<const MethodInfo* const> method_roster();
 /// Throws Error that lists the known names.
 const MethodInfo& find_method(std::string_view name);
 
-/// A checked choice of methods: at most one selector; compressors in the order given. Immutable, shared by sequences.
+/// A checked choice of methods: at most one selector and one pruner; compressors in the order given. Immutable, shared
+/// by sequences.
 class Policy {
  public:
   Policy() = default;

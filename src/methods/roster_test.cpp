@@ -76,6 +76,13 @@ TEST(Policy, RefusesWhatCannotWorkTogether) {
   EXPECT_THAT(error_of({"streaming_llm(size=3)"}), HasSubstr("no parameter \"size\""));
 }
 
+TEST(Policy, APrunerThatRevivesNeedsACacheThatKeeps) {
+  EXPECT_THAT(error_of({"lazyllm", "snapkv"}), HasSubstr("lazyllm takes tokens up again that snapkv removes"));
+  EXPECT_THAT(error_of({"dense", "lazyllm"}), HasSubstr("dense computes all of attention and lazyllm"));
+  EXPECT_EQ(name_of({"lazyllm(revive=0)", "snapkv"}), "lazyllm(revive=0) + snapkv");
+  EXPECT_EQ(name_of({"lazyllm", "flexprefill"}), "lazyllm + flexprefill");
+}
+
 TEST(Policy, RefusesTwoSelectorsWithBothNames) {
   std::vector<std::string> selectors;
   for (const MethodInfo* info : method_roster()) {

@@ -24,7 +24,7 @@ Figures measure(Engine& engine, const Sequence& sequence, const Generated& answe
   figures.decode_tok_s = rate(stats.n_decode, stats.decode_s);
   figures.density = stats.counts.density();
   figures.recall = stats.recall();
-  figures.kv_bytes = static_cast<int64_t>(sequence.cache().bytes());
+  figures.kv_bytes = static_cast<int64_t>(sequence.bytes());
   figures.peak_bytes = engine.device().memory().peak();
   figures.select_share = stats.select_share();
   return figures;

@@ -146,7 +146,7 @@ class Bench {
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
       select.push_back(sequence.stats().select_share());
       row.density = sequence.stats().counts.density();
-      row.kv_bytes = static_cast<int64_t>(sequence.cache().bytes());
+      row.kv_bytes = static_cast<int64_t>(sequence.bytes());
       row.peak_bytes = std::max(row.peak_bytes, engine_.device().memory().peak());
     }
     row.ttft_s = median(seconds);
