@@ -405,7 +405,8 @@ TEST_F(VerbsTest, Pools) {
 
 TEST_F(VerbsTest, GatherKeys) {
   const std::vector<int32_t> slots = {499, 0, 63, 64, 64, 130, 7};
-  for (const char* text : {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill slots=500 dim=96 type=q8_0"}) {
+  for (const char* text :
+       {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill rows=64 slots=500 dim=96 type=q8_0"}) {
     const ProblemData data(parse_problem(text));
     const KvView& kv = data.args().kv;
     std::vector<float> all;
