@@ -160,6 +160,7 @@ std::vector<float> Engine::prefill(std::span<Sequence* const> sequences,
     Prefill prefill(*this, std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
     for (const std::vector<int32_t>& bin : bins) {
       std::vector<Reading> readings;
+      readings.reserve(bin.size());
       for (const int32_t i : bin) {
         readings.push_back({sequences[static_cast<size_t>(i)], prompts[static_cast<size_t>(i)], 1});
       }

@@ -134,6 +134,7 @@ class PlainLazy {
 
 std::vector<int32_t> held(const Sequence& sequence, int32_t layer) {
   std::vector<int32_t> positions;
+  positions.reserve(static_cast<size_t>(sequence.n_tokens()));
   const KvHead& head = sequence.cache().view(layer).heads.front();
   for (int32_t slot = 0; slot < head.n_slots; ++slot) positions.push_back(head.position(slot));
   return positions;
@@ -187,6 +188,7 @@ TEST_P(PruningTest, StaticPruningLeavesTheCacheAlone) {
   Sequence sequence = tiny.start({"lazyllm(prune=0.4, every=0.3, revive=0)"});
   tiny->prefill(sequence, random_tokens(90));
   std::vector<std::vector<int32_t>> before;
+  before.reserve(4);
   for (int32_t layer = 0; layer < 4; ++layer) before.push_back(held(sequence, layer));
   for (int32_t token = 0; token < 5; ++token) tiny->decode(sequence, token);
   for (int32_t layer = 0; layer < 4; ++layer) {

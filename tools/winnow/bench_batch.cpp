@@ -19,6 +19,7 @@ class BatchRun {
   /// Seconds that one reading of all prompts takes; `peak` becomes the bytes held meanwhile, caches included.
   double seconds(bool packed, int64_t& peak) {
     std::vector<Sequence> sequences;
+    sequences.reserve(prompts_.size());
     std::vector<Sequence*> pointers;
     for (size_t i = 0; i < prompts_.size(); ++i) sequences.push_back(engine_.start(policy_));
     for (Sequence& sequence : sequences) pointers.push_back(&sequence);
