@@ -95,6 +95,7 @@ void check_edit(const KvEdit& edit, SiteFixture& fixture, const std::string& spe
 // Those of the slots that all kv heads hold are the candidates.
 void check_pruner(Pruner& pruner, const Site& site) {
   std::vector<int32_t> candidate;
+  candidate.reserve(static_cast<size_t>(site.kv.heads.back().n_slots));
   for (int32_t slot = 0; slot < site.kv.heads.back().n_slots; ++slot) {
     candidate.push_back(site.kv.heads.back().position(slot));
   }

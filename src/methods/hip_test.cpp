@@ -68,8 +68,8 @@ TEST(Hip, WorkedTraceOfTheSpecification) {
 TEST(Hip, FindsTheBestOfMonotoneAndUnimodalProfiles) {
   for (const int k : {8, 16, 32}) {
     for (const int peak : {0, 100, 128, 255}) {
-      std::vector<double> profile;
-      for (int i = 0; i < 256; ++i) profile.push_back(-std::abs(i - peak + 0.25) / 100);
+      std::vector<double> profile(256);
+      for (int i = 0; i < 256; ++i) profile[static_cast<size_t>(i)] = -std::abs(i - peak + 0.25) / 100;
       EXPECT_EQ(found_in(profile, k), best_of(profile, k)) << "k " << k << " peak " << peak;
     }
   }
@@ -109,6 +109,7 @@ std::set<int> plain_search(SiteFixture& fixture, int32_t head, int32_t row, int 
   };
   const int n_block = (end - begin + key_block - 1) / key_block, n_keep = k / key_block;
   std::vector<std::pair<int, int>> chunks;  // [first, last)
+  chunks.reserve(static_cast<size_t>(n_keep));
   for (int j = 0; j < n_keep; ++j) chunks.emplace_back(j * n_block / n_keep, (j + 1) * n_block / n_keep);
   for (bool wide = true; wide;) {
     std::vector<std::tuple<double, int, int>> halves;  // minus the score, so that sorting puts the best first

@@ -27,6 +27,7 @@ SiteFixture fixture_of(const std::vector<double>& share) {
 
 std::vector<int32_t> all_of(const SiteFixture& fixture) {
   std::vector<int32_t> candidate;
+  candidate.reserve(static_cast<size_t>(fixture.n_slots(0)));
   for (int32_t slot = 0; slot < fixture.n_slots(0); ++slot) candidate.push_back(fixture.position(0, slot));
   return candidate;
 }

@@ -55,12 +55,10 @@ int hops(int n, int window) {
   for (int hop = 0;; ++hop) {
     if (static_cast<int>(reached.size()) == n) return hop;
     std::set<int> next;
-    for (const int block : reached)
-      next.merge(block < window ? [&] {
-      std::set<int> all;
-      for (int b = 0; b <= block; ++b) all.insert(b);
-      return all;
-    }() : blocks_seen(block * 64, 64, window));
+    for (const int block : reached) {
+      if (block >= window) next.merge(blocks_seen(block * 64, 64, window));
+      for (int b = 0; b <= block && block < window; ++b) next.insert(b);
+    }
     reached = next;
   }
 }

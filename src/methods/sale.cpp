@@ -231,6 +231,7 @@ class Thresholds final : public Calibration {
     const Estimate estimate(s_, site);
     const std::vector<Site> pieces = sample_blocks(site, kSampleBlocks, kBlock);
     std::vector<std::vector<float>> dense;
+    dense.reserve(pieces.size());
     for (const Site& piece : pieces) dense.push_back(attend_site(piece, nullptr, nullptr, nullptr));
     for (bool all_fit = false; !all_fit;) {
       const std::vector<double> error = errors(pieces, dense, estimate, tau);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "eval/stats.h"
 #include "eval/task.h"
@@ -105,11 +106,11 @@ std::string costs_table(const ResultSet& results, int64_t length) {
 std::string logits_table(const ResultSet& results) {
   std::vector<std::vector<std::string>> rows = {{"method", "task", "length", "samples", "perplexity",
                                                  "KL to dense, nats", "same first choice as dense", "density"}};
-  std::map<std::pair<std::string, int64_t>, bool> cells;
+  std::set<std::pair<std::string, int64_t>> cells;
   for (const Json& line : results.lines()) {
-    if (!line.contains("score")) cells[{line["task"], line["length"]}] = true;
+    if (!line.contains("score")) cells.emplace(line["task"], line["length"]);
   }
-  for (const auto& [cell, there] : cells) {
+  for (const auto& cell : cells) {
     for (const std::string& method : results.methods()) {
       const auto of = [&](const char* field) {
         return results.values(field, [&](const Json& line) {

@@ -1,5 +1,6 @@
 // RULER's six offline tasks and RULER v2's two, checked by a reader of their lines and a scorer that were written from
 // the published rules (scripts/data/synthetic, scripts/eval/synthetic at c3f5e3b) and share no code with the tasks.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -206,7 +207,7 @@ std::vector<std::string> follow_chain(const std::string& text, const std::string
       EXPECT_EQ(first, "") << "a second value";
       EXPECT_EQ(found[2], value);
       first = found[1];
-    } else if (std::regex_match(line, found, std::regex("VAR (" + letters + ") = VAR (" + letters + ") "))) {
+    } else if (std::regex_match(line, found, std::regex(fmt::format("VAR ({0}) = VAR ({0}) ", letters)))) {
       next[found[2]] = found[1];
     } else {
       ADD_FAILURE() << line;

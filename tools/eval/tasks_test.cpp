@@ -1,4 +1,5 @@
 // The tasks that are not RULER's, against hand-made readings of their rules.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -89,7 +90,7 @@ TEST(InfiniteBench, KeysAndValues) {
                                            "below.\n\nJSON data:\n{\""));
     const std::string uuid = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
     std::map<std::string, std::string> pairs;
-    const std::regex pair("\"(" + uuid + ")\": \"(" + uuid + ")\"");
+    const std::regex pair(fmt::format("\"({0})\": \"({0})\"", uuid));
     for (std::sregex_iterator at(sample.context.begin(), sample.context.end(), pair), end; at != end; ++at) {
       pairs[(*at)[1]] = (*at)[2];
     }

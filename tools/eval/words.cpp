@@ -1,6 +1,8 @@
 // The word lists, written for winnow; see words.h.
 #include "eval/words.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -167,7 +169,7 @@ const std::vector<std::string>& pair_words() {
   static const std::vector<std::string> kPairs = [] {
     std::vector<std::string> pairs;
     for (const std::string& adjective : adjectives()) {
-      for (const std::string& noun : nouns()) pairs.push_back(adjective + "-" + noun);
+      for (const std::string& noun : nouns()) pairs.push_back(fmt::format("{}-{}", adjective, noun));
     }
     std::sort(pairs.begin(), pairs.end());
     return pairs;

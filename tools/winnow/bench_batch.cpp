@@ -21,6 +21,7 @@ class BatchRun {
     std::vector<Sequence> sequences;
     sequences.reserve(prompts_.size());
     std::vector<Sequence*> pointers;
+    pointers.reserve(prompts_.size());
     for (size_t i = 0; i < prompts_.size(); ++i) sequences.push_back(engine_.start(policy_));
     for (Sequence& sequence : sequences) pointers.push_back(&sequence);
     engine_.device().memory().reset_peak();

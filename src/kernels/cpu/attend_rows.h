@@ -244,7 +244,7 @@ struct FloatRows {
   }
 };
 
-void shape_logits(float* logits, int32_t n, float softcap, const float* bias) {
+inline void shape_logits(float* logits, int32_t n, float softcap, const float* bias) {
   for (int32_t i = 0; i < n; i += kLanes) {
     Floats x = load(logits + i);
     if (softcap > 0) x = tanh(x) * (softcap * kLog2E);
@@ -253,13 +253,13 @@ void shape_logits(float* logits, int32_t n, float softcap, const float* bias) {
   }
 }
 
-float max_of(const float* x, int32_t n) {
+inline float max_of(const float* x, int32_t n) {
   Floats largest = load(x);
   for (int32_t i = kLanes; i < n; i += kLanes) largest = max(largest, load(x + i));
   return max_lanes(largest);
 }
 
-float exp2_of(float* x, int32_t n, float max) {
+inline float exp2_of(float* x, int32_t n, float max) {
   Floats sum{};
   for (int32_t i = 0; i < n; i += kLanes) {
     const Floats e = exp2_below(load(x + i) - max);
