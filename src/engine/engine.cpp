@@ -7,6 +7,7 @@
 
 #include "engine/pack.h"
 #include "engine/prefill.h"
+#include "engine/stopwatch.h"
 
 namespace winnow {
 namespace {
@@ -223,10 +224,8 @@ Selection Engine::choose_row(Sequence& sequence, const Site& site) {
     if (method.selector == nullptr || !method.selector->in_decode()) continue;
     if (longest_head(site.kv) < sequence.policy_.break_even()) continue;
     device_->sync();  // what a device still works on is not the selector's time
-    const auto begin = std::chrono::steady_clock::now();
-    Selection selection = method.selector->select(site);
-    sequence.stats_.decode_select_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    return selection;  // a policy has one selector
+    const Stopwatch watch(sequence.stats_.decode_select_s);
+    return method.selector->select(site);  // a policy has one selector
   }
   return {};
 }

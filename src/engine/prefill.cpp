@@ -1,11 +1,11 @@
 #include "engine/prefill.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
 #include "engine/pruned.h"
+#include "engine/stopwatch.h"
 #include "methods/recall.h"
 
 namespace winnow {
@@ -19,18 +19,6 @@ constexpr int64_t kSelectRows = 64;
 constexpr int64_t kTailRows = 128;
 // Logits are handed over in pieces of about this many floats (64 MB).
 constexpr int64_t kLogitsPiece = int64_t{1} << 24;
-
-class Stopwatch {
- public:
-  explicit Stopwatch(double& total) : total_(total) {}
-  ~Stopwatch() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& total_;
-  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-};
 
 }  // namespace
 

@@ -187,13 +187,12 @@ constexpr ParamInfo kParams[] = {
 
 Method make(const Params& params, const MethodShape&) {
   const Settings settings = {.budget = params.whole("budget"),
-                             .block = params.whole("block"),
+                             .block = block_size(params, "dhsa"),
                              .chunk = params.whole("chunk"),
                              .sinks = params.whole("sinks"),
                              .recent = params.whole("recent"),
                              .last_rows = params.whole("last_rows"),
                              .shared = params.flag("shared")};
-  if (settings.block != 64 && settings.block != 128) fail("dhsa: block={} must be 64 or 128", settings.block);
   if (settings.budget < int64_t{settings.sinks} + settings.recent) {
     fail("dhsa: budget={} must have room for sinks={} and recent={}, which are always seen", settings.budget,
          settings.sinks, settings.recent);

@@ -4,15 +4,14 @@
 #include <numeric>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
 using test::computed;
 using test::make_method;
-using test::malformed;
-using test::ref_ops;
+using test::select;
 using test::SiteFixture;
 using test::SiteShape;
 
@@ -79,13 +78,6 @@ struct Options {
                        block, chunk, sinks, recent, last_rows, shared);
   }
 };
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
-}
 
 // Means over all heads where they choose together.
 Matrix queries(SiteFixture& fixture, const Options& o, int32_t head, int begin, int end) {

@@ -65,10 +65,9 @@ constexpr ParamInfo kParams[] = {
 Method make(const Params& params, const MethodShape&) {
   const Settings settings = {.gamma = params.number("gamma"),
                              .tau = params.number("tau"),
-                             .block = params.whole("block"),
+                             .block = block_size(params, "flexprefill"),
                              .min_budget = params.whole("min_budget"),
                              .max_budget = params.whole("max_budget")};
-  if (settings.block != 64 && settings.block != 128) fail("flexprefill: block={} must be 64 or 128", settings.block);
   if (settings.max_budget < settings.min_budget) {
     fail("flexprefill: max_budget={} is below min_budget={}", settings.max_budget, settings.min_budget);
   }

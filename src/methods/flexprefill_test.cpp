@@ -4,14 +4,16 @@
 #include <map>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
+using test::blocks_of;
+using test::keys;
 using test::make_method;
-using test::malformed;
-using test::ref_ops;
+using test::queries;
+using test::select;
 using test::SiteFixture;
 using test::SiteShape;
 
@@ -153,43 +155,6 @@ struct Reference {
 
 std::string spec(int block, double gamma, double tau, int min_budget) {
   return fmt::format("flexprefill(block={}, gamma={}, tau={}, min_budget={})", block, gamma, tau, min_budget);
-}
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
-}
-
-Matrix queries(SiteFixture& fixture, int32_t head) {
-  Matrix q;
-  for (int32_t row = 0; row < fixture.shape().n_q; ++row) {
-    const float* at = fixture.query(row, head);
-    q.emplace_back(at, at + fixture.shape().head_dim);
-  }
-  return q;
-}
-
-Matrix keys(SiteFixture& fixture, int32_t kv) {
-  Matrix k;
-  for (int32_t slot = 0; slot < fixture.n_slots(kv); ++slot) {
-    const float* at = fixture.key(kv, slot);
-    k.emplace_back(at, at + fixture.shape().head_dim);
-  }
-  return k;
-}
-
-std::set<int> blocks_of(const Selection& selection, int32_t head, int32_t block) {
-  std::set<int> blocks;
-  const auto list = static_cast<size_t>(selection.list(head, block));
-  for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-    const int32_t begin = selection.block_begin[static_cast<size_t>(i)];
-    EXPECT_EQ(begin % selection.block_k, 0);
-    blocks.insert(begin / selection.block_k);
-  }
-  EXPECT_EQ(selection.column_ptr[list], selection.column_ptr[list + 1]);
-  return blocks;
 }
 
 void expect_near(const std::vector<double>& a, const std::vector<double>& b) {

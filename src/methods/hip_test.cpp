@@ -4,7 +4,7 @@
 #include <numeric>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 #include "tiny_engine.h"
 
 namespace winnow {
@@ -14,18 +14,12 @@ using test::computed;
 using test::make_method;
 using test::malformed;
 using test::ref_ops;
+using test::select;
 using test::SiteFixture;
 
 std::string spec(int k, int key_block, int window, int sinks, const std::string& rest = "") {
   return fmt::format("hip(k={}, key_block={}, window={}, sinks={}, dense_layers=0{})", k, key_block, window, sinks,
                      rest);
-}
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
 }
 
 // One decoded row behind keys whose scores are `profile`; the window is the row itself. -> what the search found

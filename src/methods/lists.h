@@ -1,4 +1,4 @@
-// What selectors share: a site's rows in terms of a head's slots.
+// What selectors share: a site's rows in terms of a head's slots, lists of fixed patterns, a parameter.
 #pragma once
 
 #include "attention/lists.h"
@@ -15,6 +15,28 @@ inline const KvHead& kv_head_of(const Site& site, int32_t head) {
 /// The slot that row `row` itself takes in `kv`, the last one that it sees.
 inline int32_t slot_of_row(const Site& site, const KvHead& kv, int64_t row) {
   return visible_slots(kv, site.limit[static_cast<size_t>(row)]) - 1;
+}
+
+/// The parameter "block" of a method whose blocks are of 64 or 128 rows and slots.
+inline int32_t block_size(const Params& params, std::string_view method) {
+  const int32_t block = params.whole("block");
+  if (block != 64 && block != 128) fail("{}: block={} must be 64 or 128", method, block);
+  return block;
+}
+
+/// Lists of a pattern that depends on slots alone, by write(kv head, lists): one for all heads while every kv head
+/// holds the same slots, else one for each. Blocks are of `block` rows and slots.
+template <typename Write>
+Selection pattern_lists(const Site& site, int32_t block, const Write& write) {
+  const std::span<const KvHead> kv = site.kv.heads;
+  const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
+    return head.idx == nullptr && head.n_slots == kv.front().n_slots;
+  });
+  std::vector<HeadLists> lists(alike ? 1 : static_cast<size_t>(site.q.n_head));
+  for (size_t head = 0; head < lists.size(); ++head) {
+    write(kv_head_of(site, static_cast<int32_t>(head)), lists[head]);
+  }
+  return join_lists(lists, block, block);
 }
 
 /// The last `n` rows as a probe.

@@ -9,15 +9,15 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
 using test::computed;
 using test::make_method;
-using test::malformed;
 using test::ref_ops;
+using test::select;
 using test::SiteFixture;
 using test::SiteShape;
 using ::testing::HasSubstr;
@@ -95,13 +95,6 @@ QueryBlock query_block(const Selection& selection, int32_t head, int32_t block) 
     out.columns.push_back(selection.column[static_cast<size_t>(i)]);
   }
   return out;
-}
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
 }
 
 std::string sizes(int v, int s) {

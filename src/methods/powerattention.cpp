@@ -35,15 +35,7 @@ class PowerAttention final : public Selector {
 
   Selection select(const Site& site) override {
     if (site.layer % s_.of < s_.full || site.limit.back() / s_.block < s_.window) return {};
-    const std::span<const KvHead> kv = site.kv.heads;
-    const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
-      return head.idx == nullptr && head.n_slots == kv.front().n_slots;
-    });
-    std::vector<HeadLists> lists(alike ? 1 : static_cast<size_t>(site.q.n_head));
-    for (size_t head = 0; head < lists.size(); ++head) {
-      write(site, kv_head_of(site, static_cast<int32_t>(head)), lists[head]);
-    }
-    return join_lists(lists, block_, block_);
+    return pattern_lists(site, block_, [&](const KvHead& head, HeadLists& lists) { write(site, head, lists); });
   }
 
  private:

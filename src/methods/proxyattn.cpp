@@ -246,11 +246,10 @@ constexpr ParamInfo kParams[] = {
 Method make(const Params& params, const MethodShape& shape) {
   const Settings settings = {.groups = params.whole("groups"),
                              .stride = params.whole("stride"),
-                             .block = params.whole("block"),
+                             .block = block_size(params, "proxyattn"),
                              .gamma = params.number("gamma"),
                              .min_budget = params.whole("min_budget"),
                              .literal = params.flag("literal")};
-  if (settings.block != 64 && settings.block != 128) fail("proxyattn: block={} must be 64 or 128", settings.block);
   if (settings.block % settings.stride != 0) {
     fail("proxyattn: stride={} must be a power of two, at most 16", settings.stride);
   }

@@ -4,14 +4,15 @@
 #include <numeric>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
+using test::blocks_of;
+using test::keys;
 using test::make_method;
-using test::malformed;
-using test::ref_ops;
+using test::queries;
 using test::SiteFixture;
 using test::SiteShape;
 
@@ -81,24 +82,6 @@ std::set<int> choose(const std::vector<double>& scores, int own_begin, int own_e
   return taken;
 }
 
-Rows queries(SiteFixture& fixture, int32_t head) {
-  Rows q;
-  for (int32_t row = 0; row < fixture.shape().n_q; ++row) {
-    const float* at = fixture.query(row, head);
-    q.emplace_back(at, at + fixture.shape().head_dim);
-  }
-  return q;
-}
-
-Rows keys(SiteFixture& fixture, int32_t kv) {
-  Rows k;
-  for (int32_t slot = 0; slot < fixture.n_slots(kv); ++slot) {
-    const float* at = fixture.key(kv, slot);
-    k.emplace_back(at, at + fixture.shape().head_dim);
-  }
-  return k;
-}
-
 // Mass of the last block of rows by block of slots.
 std::vector<double> last_mass(SiteFixture& fixture, int32_t head, int block) {
   const SiteShape& shape = fixture.shape();
@@ -121,20 +104,8 @@ struct Setting {
   }
 };
 
-Selection select(const Setting& setting, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(setting.spec(), fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << setting.spec();
-  return selection;
-}
-
-std::set<int> blocks_of(const Selection& selection, int32_t head, int32_t block) {
-  std::set<int> blocks;
-  const auto list = static_cast<size_t>(selection.list(head, block));
-  for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-    blocks.insert(selection.block_begin[static_cast<size_t>(i)] / selection.block_k);
-  }
-  return blocks;
+Selection select_with(const Setting& setting, SiteFixture& fixture) {
+  return test::select(setting.spec(), fixture);
 }
 
 TEST(ProxyAttnFormulas, WorkedExampleOfScores) {
@@ -181,7 +152,7 @@ TEST(ProxyAttn, SelectsWhatThePlainFormulasSelect) {
     const int first = shape.n_k - shape.n_q, per_kv = shape.n_head / shape.n_head_kv;
     for (const Setting& setting : {Setting{1, 4, 128, 128, .8}, Setting{2, 4, 64, 64, .95}, Setting{2, 1, 64, 200, .5},
                                    Setting{1, 16, 64, 64, .9, true}}) {
-      const Selection selection = select(setting, fixture);
+      const Selection selection = select_with(setting, fixture);
       const int block = setting.block, n_kv = shape.n_head_kv / setting.groups;
       for (int group = 0; group < setting.groups; ++group) {
         std::vector<Rows> q, k;
@@ -207,7 +178,7 @@ TEST(ProxyAttn, SelectsWhatThePlainFormulasSelect) {
 
 TEST(ProxyAttn, HeadsOfAGroupTakeSubsetsOfOneRanking) {
   SiteFixture fixture({.n_q = 900, .n_k = 900, .n_head = 4, .n_head_kv = 2, .head_dim = 16}, 62);
-  const Selection selection = select({1, 4, 64, 128, .8}, fixture);
+  const Selection selection = select_with({1, 4, 64, 128, .8}, fixture);
   for (int32_t b = 0; b < selection.n_block_q; ++b) {
     for (int32_t i = 0; i < 4; ++i) {
       const std::set<int> one = blocks_of(selection, i, b);
@@ -227,7 +198,7 @@ TEST(ProxyAttn, HeadsOfAGroupTakeSubsetsOfOneRanking) {
 TEST(ProxyAttn, AProxyOfOneHeadIsThatHead) {
   SiteFixture fixture({.n_q = 400, .n_k = 400, .n_head = 2, .n_head_kv = 2, .head_dim = 16}, 63);
   const Setting setting{2, 1, 64, 64, .7};
-  const Selection selection = select(setting, fixture);
+  const Selection selection = select_with(setting, fixture);
   for (int32_t head = 0; head < 2; ++head) {
     const int k = blocks_needed(last_mass(fixture, head, 64), setting.gamma);
     for (int32_t b = 0; b < selection.n_block_q; ++b) {
@@ -248,7 +219,7 @@ TEST(ProxyAttn, EqualHeadsGetEqualBudgets) {
     std::copy_n(fixture.query(slot, 0), 16, fixture.query(slot, 1));
   }
   fixture.store();
-  const Selection together = select({1, 4, 64, 64, .8}, fixture), apart = select({2, 4, 64, 64, .8}, fixture);
+  const Selection together = select_with({1, 4, 64, 64, .8}, fixture), apart = select_with({2, 4, 64, 64, .8}, fixture);
   for (int32_t b = 0; b < together.n_block_q; ++b) {
     EXPECT_EQ(blocks_of(together, 0, b), blocks_of(together, 1, b));
     EXPECT_EQ(blocks_of(together, 0, b), blocks_of(apart, 0, b));
@@ -257,9 +228,9 @@ TEST(ProxyAttn, EqualHeadsGetEqualBudgets) {
 
 TEST(ProxyAttn, IsDenseWhereTheBudgetReaches) {
   SiteFixture fixture({.n_q = 640, .n_k = 640, .n_head_kv = 1}, 65);
-  EXPECT_TRUE(select({1, 4, 64, 640, .8}, fixture).everything());
-  EXPECT_FALSE(select({1, 4, 64, 600, .8}, fixture).everything());
-  EXPECT_TRUE(select({1, 4, 64, 64, 1}, fixture).everything());
+  EXPECT_TRUE(select_with({1, 4, 64, 640, .8}, fixture).everything());
+  EXPECT_FALSE(select_with({1, 4, 64, 600, .8}, fixture).everything());
+  EXPECT_TRUE(select_with({1, 4, 64, 64, 1}, fixture).everything());
   EXPECT_THROW(make_method("proxyattn(groups=3)", {1, 8, 4, 16}), Error);
   EXPECT_THROW(make_method("proxyattn(stride=3)", {1, 8, 4, 16}), Error);
 }

@@ -6,14 +6,15 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
+using test::blocks_of;
 using test::make_method;
-using test::malformed;
 using test::ref_ops;
+using test::select;
 using test::SiteFixture;
 using test::SiteShape;
 
@@ -65,22 +66,6 @@ struct Options {
   int sinks = 32, local = 128, step = 8;
   std::string spec() const { return fmt::format("sale(tau={}, sinks={}, local={}, step={})", tau, sinks, local, step); }
 };
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
-}
-
-std::set<int> blocks_of(const Selection& selection, int32_t head, int32_t block) {
-  std::set<int> blocks;
-  const auto list = static_cast<size_t>(selection.list(head, block));
-  for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-    blocks.insert(selection.block_begin[static_cast<size_t>(i)] / kBlock);
-  }
-  return blocks;
-}
 
 // Compares one block of rows; blocks within the estimate's error of the threshold may go either way.
 void expect_block(SiteFixture& fixture, const Options& o, const Selection& selection, int32_t head, int32_t block) {

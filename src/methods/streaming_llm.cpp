@@ -28,14 +28,7 @@ class Shape final : public Selector {
     if (site.q.n_rows <= 1) return {};
     const std::span<const KvHead> kv = site.kv.heads;
     if (std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) { return covers(site, head); })) return {};
-    const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
-      return head.idx == nullptr && head.n_slots == kv.front().n_slots;
-    });
-    std::vector<HeadLists> lists(alike ? 1 : static_cast<size_t>(site.q.n_head));
-    for (size_t head = 0; head < lists.size(); ++head) {
-      write(site, kv_head_of(site, static_cast<int32_t>(head)), lists[head]);
-    }
-    return join_lists(lists, kBlock, kBlock);
+    return pattern_lists(site, kBlock, [&](const KvHead& head, HeadLists& lists) { write(site, head, lists); });
   }
 
  private:

@@ -89,9 +89,9 @@ constexpr ParamInfo kParams[] = {
 };
 
 Method make(const Params& params, const MethodShape&) {
-  const Settings settings = {
-      .threshold = params.number("threshold"), .stride = params.whole("stride"), .block = params.whole("block")};
-  if (settings.block != 64 && settings.block != 128) fail("xattention: block={} must be 64 or 128", settings.block);
+  const Settings settings = {.threshold = params.number("threshold"),
+                             .stride = params.whole("stride"),
+                             .block = block_size(params, "xattention")};
   if (settings.block % settings.stride != 0) {
     fail("xattention: stride={} must be a power of two, at most 64", settings.stride);
   }

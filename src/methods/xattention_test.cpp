@@ -4,14 +4,15 @@
 #include <numeric>
 #include <set>
 
-#include "site_fixture.h"
+#include "selected.h"
 
 namespace winnow {
 namespace {
 
+using test::blocks_of;
 using test::make_method;
-using test::malformed;
 using test::ref_ops;
+using test::select;
 using test::SiteFixture;
 using test::SiteShape;
 
@@ -69,22 +70,6 @@ std::set<int> choose(const std::vector<double>& scores, int own_begin, int own_e
 
 std::string spec(double threshold, int stride, int block) {
   return fmt::format("xattention(threshold={}, stride={}, block={})", threshold, stride, block);
-}
-
-Selection select(const std::string& text, SiteFixture& fixture) {
-  const Site site = fixture.site(ref_ops());
-  Selection selection = make_method(text, fixture.method_shape()).selector->select(site);
-  EXPECT_EQ(malformed(selection, site), "") << text;
-  return selection;
-}
-
-std::set<int> blocks_of(const Selection& selection, int32_t head, int32_t block) {
-  std::set<int> blocks;
-  const auto list = static_cast<size_t>(selection.list(head, block));
-  for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-    blocks.insert(selection.block_begin[static_cast<size_t>(i)] / selection.block_k);
-  }
-  return blocks;
 }
 
 const SiteShape kShapes[] = {{.n_q = 700, .n_k = 700, .n_head = 4, .n_head_kv = 2, .head_dim = 16},
