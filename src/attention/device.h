@@ -116,6 +116,13 @@ class Device : public Ops {
   /// y = x [W_0; W_1; ...]^T: several weights of the same input, each into its own y. One pass over x.
   virtual void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) = 0;
 
+  /// x += h W^T, of float32 rows x. The default makes the product first.
+  virtual void linear_add(const Weight& weight, Mat h, Mat x) {
+    const Scratch y = activations(h.rows, weight.n_out);
+    linear(weight, h, y);
+    add(x, y);
+  }
+
   // Ops of layers. Vectors of parameters (norm weights, biases) are float32 in host memory.
   virtual void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) = 0;
   virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;                      // per row; y may be x

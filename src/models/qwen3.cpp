@@ -23,8 +23,9 @@ class Qwen3 : public Decoder {
   }
 
   void mix(Device& device, int32_t layer, Mat x, Mat o) const override {
-    device.add(x, product(device, attention_part(layer).output, o));
-    device.add(x, feed_forward(device, feed_forward_part(layer), Gate::silu, x));
+    device.linear_add(attention_part(layer).output, o, x);
+    const FeedForward& part = feed_forward_part(layer);
+    device.linear_add(part.down, feed_forward(device, part, Gate::silu, x), x);
   }
 
  private:

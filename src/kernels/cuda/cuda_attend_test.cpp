@@ -341,6 +341,10 @@ TEST_F(CudaVerbs, ScoreWindow) {
       device().score_window({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, actual);
       ref::score_window({args.q, args.kv, args.limit, args.scale, args.softcap, args.window}, head, expected);
       expect_near(actual, expected, 1e-5);
+      std::vector<float> mass, sums(actual.size() / static_cast<size_t>(args.q.n_rows));
+      for (size_t i = 0; i < actual.size(); ++i) sums[i % sums.size()] += actual[i];
+      device().window_mass({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, mass);
+      expect_near(mass, sums, 1e-5);
     }
   }
 }

@@ -165,6 +165,11 @@ void CudaDevice::linear_many(std::span<const Weight* const> weights, Mat x, std:
   products_.multiply(weights, x, ys);
 }
 
+void CudaDevice::linear_add(const Weight& weight, Mat h, Mat x) {
+  const auto lock = begin();
+  products_.multiply_add(weight, h, x);
+}
+
 void CudaDevice::embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) {
   const auto lock = begin();
   const ResidentWeight resident = products_.resident(table);

@@ -31,7 +31,10 @@ struct Options {
   std::string file;
   std::string shape;  // with random weights; empty: a model file
   bool random_weights = false;
+  bool recall = false;
 };
+
+constexpr int32_t kRecallRows = 32;  // rows of each layer whose true attention mass is computed for `recall`
 
 // Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
 constexpr std::string_view kSentences[] = {
@@ -54,13 +57,14 @@ constexpr std::string_view kSentences[] = {
 };
 
 Loaded load_shape_or_file(const Options& options) {
-  if (options.shape.empty()) return load(options.model);
+  const EngineOptions engine = {.recall_rows = options.recall ? kRecallRows : 0};
+  if (options.shape.empty()) return load(options.model, engine);
   const std::span<const SyntheticShape> shapes = synthetic_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const auto& s) { return s.name == options.shape; });
   WINNOW_ASSERT(found != shapes.end());
   ModelOptions model = options.model;
   model.path = options.shape;
-  return load(synthetic_gguf(*found), model);
+  return load(synthetic_gguf(*found), model, engine);
 }
 
 /// `n` ids of running text, the same on every call.
@@ -91,7 +95,7 @@ double median(std::vector<double> values) {
 
 struct Row {
   int n_prompt = 0, depth = 0;
-  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, select_share = 0;
+  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, recall = 1, select_share = 0;
   int64_t kv_bytes = 0, peak_bytes = 0;
 };
 
@@ -146,6 +150,7 @@ class Bench {
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
       select.push_back(sequence.stats().select_share());
       row.density = sequence.stats().counts.density();
+      row.recall = sequence.stats().recall();
       row.kv_bytes = static_cast<int64_t>(sequence.bytes());
       row.peak_bytes = std::max(row.peak_bytes, engine_.device().memory().peak());
     }
@@ -162,20 +167,22 @@ class Bench {
 };
 
 void print_row(const Loaded& loaded, const Options& options, const Policy& policy, const Row& row) {
-  print_json({{"model", model_name(loaded)},
-              {"method", policy.name()},
-              {"device", loaded.engine->device().name()},
-              {"threads", loaded.engine->device().n_threads()},
-              {"n_prompt", row.n_prompt},
-              {"n_gen", options.n_gen},
-              {"depth", row.depth},
-              {"prefill_tok_s", row.prefill_tok_s},
-              {"decode_tok_s", row.decode_tok_s},
-              {"ttft_s", row.ttft_s},
-              {"density", row.density},
-              {"select_share", row.select_share},
-              {"kv_bytes", row.kv_bytes},
-              {"peak_bytes", row.peak_bytes}});
+  Json json = {{"model", model_name(loaded)},
+               {"method", policy.name()},
+               {"device", loaded.engine->device().name()},
+               {"threads", loaded.engine->device().n_threads()},
+               {"n_prompt", row.n_prompt},
+               {"n_gen", options.n_gen},
+               {"depth", row.depth},
+               {"prefill_tok_s", row.prefill_tok_s},
+               {"decode_tok_s", row.decode_tok_s},
+               {"ttft_s", row.ttft_s},
+               {"density", row.density},
+               {"select_share", row.select_share},
+               {"kv_bytes", row.kv_bytes},
+               {"peak_bytes", row.peak_bytes}};
+  if (options.recall) json["recall"] = row.recall;
+  print_json(json);
 }
 
 void add_row(Table& table, const Policy& policy, const Row& row) {
@@ -280,6 +287,9 @@ std::function<void()> add(CLI::App& app) {
       ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
+  app.add_flag("--recall", options->recall,
+               "with --json: also the share of true attention that was kept, on a few rows of each layer; times are "
+               "longer then");
   add_shape(app, *options);
   const auto attend = add_bench_attend(app);
   return [options, attend] {
