@@ -182,16 +182,14 @@ class Core final : public Selector {
                                kv[at].n_slots, state_->settings.votes);
       cores[at] = core_of(voted, state_->shares_of(index), state_->settings.sinks);
     });
-    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    const size_t group = lists.size() / cores.size();
-    for (size_t head = 0; head < lists.size(); ++head) {
-      if (head % group == 0) {
-        write(site, kv[head / group], cores[head / group], lists[head]);
-      } else {
-        lists[head] = lists[head - 1];
-      }
-    }
-    return join_lists(lists, kRows, kBlock);
+    std::vector<HeadLists> lists(kv.size());
+    site.ops.for_each(std::ssize(lists), [&](int64_t head, int) {
+      const auto at = static_cast<size_t>(head);
+      write(site, kv[at], cores[at], lists[at]);
+    });
+    Selection selection = join_lists(lists, kRows, kBlock);
+    selection.group = site.q.n_head / static_cast<int32_t>(kv.size());
+    return selection;
   }
 
  private:

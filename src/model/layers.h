@@ -57,8 +57,10 @@ void project(Device& device, const Attention& attention, Mat x, const Qkv& out);
 void rotate(Device& device, const Rope& rope, const Qkv& rows, std::span<const int32_t> position);
 /// x W^T. -> [n_rows, n_out]
 Scratch product(Device& device, const Weight& weight, Mat x);
-/// act(gate(norm(x))) * up(norm(x)): what a feed-forward part's `down` is multiplied with. -> [n_rows, n_ff]
+/// down(act(gate(norm(x))) * up(norm(x))). -> [n_rows, n_embd]
 Scratch feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x);
+/// The same, added to x.
+void add_feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x);
 
 /// A stack of layers, each with an attention and a feed-forward part, between an embedding table and an output matrix
 /// (which may be the same).

@@ -76,8 +76,7 @@ class Gemma3 : public Decoder {
     const Scratch attended = product(device, attention_part(layer).output, o);
     attention_norm_[at].apply(device, attended, attended);
     device.add(x, attended);
-    const FeedForward& part = feed_forward_part(layer);
-    const Scratch fed = product(device, part.down, feed_forward(device, part, Gate::gelu_tanh, x));
+    const Scratch fed = feed_forward(device, feed_forward_part(layer), Gate::gelu_tanh, x);
     feed_forward_norm_[at].apply(device, fed, fed);
     device.add(x, fed);
   }

@@ -24,8 +24,7 @@ class Qwen2 : public Decoder {
 
   void mix(Device& device, int32_t layer, Mat x, Mat o) const override {
     device.linear_add(attention_part(layer).output, o, x);
-    const FeedForward& part = feed_forward_part(layer);
-    device.linear_add(part.down, feed_forward(device, part, Gate::silu, x), x);
+    add_feed_forward(device, feed_forward_part(layer), Gate::silu, x);
   }
 
  private:

@@ -74,6 +74,7 @@ std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, 
   lists.block_q = selection.block_q;
   lists.block_k = selection.block_k;
   lists.n_head = selection.n_head;
+  lists.group = selection.group;
   lists.n_block_q = selection.n_block_q;
   return memory;
 }

@@ -43,6 +43,7 @@ class CudaDevice final : public Device {
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
   void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
   void linear_add(const Weight& weight, Mat h, Mat x) override;
+  void feed_forward_add(const GatedWeights& weights, Mat h, Mat x) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
