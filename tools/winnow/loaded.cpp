@@ -43,11 +43,11 @@ Loaded load(const ModelOptions& options, EngineOptions engine_options) {
   return loaded;
 }
 
-Loaded load(std::vector<std::byte> gguf, const ModelOptions& options) {
+Loaded load(std::vector<std::byte> gguf, const ModelOptions& options, EngineOptions engine_options) {
   Loaded loaded;
   loaded.bytes = std::move(gguf);
   loaded.file = Gguf::parse(options.path, loaded.bytes.data(), loaded.bytes.size());
-  start_engine(loaded, load_model(loaded.file), options, {});
+  start_engine(loaded, load_model(loaded.file), options, engine_options);
   return loaded;
 }
 

@@ -25,7 +25,7 @@ struct Loaded {
 /// wrong.
 Loaded load(const ModelOptions& options, EngineOptions engine_options = {});
 /// The same for a GGUF file in memory that has no tokenizer; options.path only names it.
-Loaded load(std::vector<std::byte> gguf, const ModelOptions& options);
+Loaded load(std::vector<std::byte> gguf, const ModelOptions& options, EngineOptions engine_options = {});
 
 /// The model's chat template; throws Error, naming --raw, where it has none.
 std::unique_ptr<ChatTemplate> chat_template(const Loaded& loaded);
