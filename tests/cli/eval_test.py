@@ -103,7 +103,7 @@ class Eval(EvalCase):
         parts = {}
         for first in range(2):
             shutil.rmtree(self.out)
-            self.eval(*self.ARGS, "--samples", 1, "--first", first)
+            self.eval(*self.ARGS[:4], "--samples", 1, "--first", first, *self.ARGS[6:])
             parts |= {(line["task"], line["length"], line["index"], line["method"]): line["prompt_hash"]
                       for line in self.samples()}
         self.assertEqual(parts, whole)
@@ -307,7 +307,7 @@ class Accuracy(EvalCase):
     def accuracy(self, what, *args):
         script = os.path.join(os.path.dirname(__file__), "..", "..", "bench", "accuracy")
         done = subprocess.run([sys.executable, script, what, "--out", self.out, "--winnow", WINNOW, "-m", model(), "--task",
-                               "niah_single_1,vt", "--length", "1024,2048", "--method", "streaming_llm", "--ctx", "4096",
+                               "niah_single_1,vt", "--length", "2000,3000", "--method", "streaming_llm", "--ctx", "4096",
                                *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual(done.returncode, 0, done.stderr.decode())
         return done.stdout.decode()
@@ -329,7 +329,7 @@ class Accuracy(EvalCase):
         self.assertIn("24 samples, 2 methods", self.good("report", self.out, "-o", path("page.html")))
         os.remove(path("page.html"))
         shutil.rmtree(self.out)
-        self.eval("--task", "niah_single_1,vt", "--length", "1024,2048", "--samples", 3, "--method", "streaming_llm",
+        self.eval("--task", "niah_single_1,vt", "--length", "2000,3000", "--samples", 3, "--method", "streaming_llm",
                   "--threads", 2)
         alone = [{name: value for name, value in line.items() if name not in timing} for line in self.samples()]
         key = lambda line: (line["task"], line["length"], line["index"], line["method"])
