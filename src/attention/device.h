@@ -81,6 +81,14 @@ class Unpacked {
   virtual ~Unpacked() = default;
 };
 
+/// The weights of a layer's feed-forward part: down (act(gate x) * (up x)).
+struct GatedWeights {
+  const Weight* gate = nullptr;  // [n_ff, n_embd]
+  const Weight* up = nullptr;    // [n_ff, n_embd]
+  const Weight* down = nullptr;  // [n_embd, n_ff]
+  Gate act = Gate::silu;
+};
+
 class Device : public Ops {
  public:
   virtual std::string_view name() const = 0;
@@ -115,6 +123,9 @@ class Device : public Ops {
   virtual void linear(const Weight& weight, Mat x, Mat y, const float* bias = nullptr) = 0;
   /// y = x [W_0; W_1; ...]^T: several weights of the same input, each into its own y. One pass over x.
   virtual void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) = 0;
+  /// y = down (act(gate x) * (up x)). x and y [rows, n_embd]; y may be x. A device that can computes it without
+  /// writing down what lies between.
+  virtual void feed_forward(const GatedWeights& weights, Mat x, Mat y);
 
   // Ops of layers. Vectors of parameters (norm weights, biases) are float32 in host memory.
   virtual void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) = 0;

@@ -125,16 +125,48 @@ void Prefill::layer(int32_t index, Pass& pass) {
   const Mat x = pass.x;
   std::unique_ptr<Unpacked> unpacked;
   if (x.rows >= kUnpackRows) unpacked = device_.unpack(model_.layer_weights(index));
-  const Scratch q = device_.activations(x.rows, int64_t{model_.shape().n_head} * model_.shape().head_dim);
+  Scratch q = device_.activations(x.rows, int64_t{model_.shape().n_head} * model_.shape().head_dim);
   project(index, pass, q);
-  for (Part& part : pass.parts) attend_part(index, pass, part, q);
-  const int64_t chunk = engine_.options_.chunk;
-  for (int64_t begin = 0; begin < x.rows; begin += chunk) {
-    const int64_t n = std::min(chunk, x.rows - begin);
-    model_.mix(device_, index, x.slice(begin, n), q->slice(begin, n));
+  if (index + 1 == model_.shape().n_layer) keep_wanted(pass, q);
+  for (Part& part : pass.parts) {
+    if (part.n > 0) attend_part(index, pass, part, q);
+  }
+  const int64_t n_rows = std::ssize(pass.position), chunk = engine_.options_.chunk;
+  for (int64_t begin = 0; begin < n_rows; begin += chunk) {
+    const int64_t n = std::min(chunk, n_rows - begin);
+    model_.mix(device_, index, pass.x->slice(begin, n), q->slice(begin, n));
     engine_.throw_if_cancelled();
   }
   put_to_sleep(index, pass);
+}
+
+// Of the last layer only the rows matter whose logits are wanted, and those that compressors look at; of the others
+// only keys and values, which are in the caches by now. Query blocks keep their borders.
+void Prefill::keep_wanted(Pass& pass, Scratch& q) const {
+  const bool all = pass.decode || watcher_ != nullptr ||
+                   std::ranges::any_of(pass.parts, [](const Part& part) { return part.pruner != nullptr; });
+  if (all) return;
+  std::vector<int32_t> kept, positions;
+  for (Part& part : pass.parts) {
+    const int64_t wanted = part.last ? std::max(kTailRows, part.n_logits) : part.n_logits;
+    const int64_t dropped = wanted == 0 ? part.n : std::max<int64_t>(part.n - wanted, 0) / kTailRows * kTailRows;
+    const auto begin = std::ssize(kept);
+    for (int64_t row = part.begin + dropped; row < part.begin + part.n; ++row) {
+      kept.push_back(static_cast<int32_t>(row));
+      positions.push_back(pass.position[static_cast<size_t>(row)]);
+    }
+    part.begin = begin;
+    part.n -= dropped;
+  }
+  if (positions.size() == pass.position.size()) return;
+  pass.position = std::move(positions);
+  if (kept.empty()) return;
+  const auto n = std::ssize(kept);
+  Scratch q_kept = device_.activations(n, q->cols), x_kept = device_.scratch(n, pass.x->cols);
+  device_.gather_rows(q, kept, q_kept);
+  device_.gather_rows(pass.x, kept, x_kept);
+  q = std::move(q_kept);
+  pass.x = std::move(x_kept);
 }
 
 void Prefill::project(int32_t index, const Pass& pass, Mat q) {

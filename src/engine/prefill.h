@@ -58,6 +58,7 @@ class Prefill {
   void prune(Part& part, const Site& site);
   void project(int32_t index, const Pass& pass, Mat q);
   void store(int32_t index, const Pass& pass, int64_t begin, Mat k, Mat v);
+  void keep_wanted(Pass& pass, Scratch& q) const;
   void attend_part(int32_t index, const Pass& pass, Part& part, Mat q);
   Selection choose(Sequence& sequence, const Site& site);
   void show(Sequence& sequence, const Site& site, const Selection& selection);

@@ -1,5 +1,7 @@
 #include "attention/device.h"
 
+#include <array>
+
 #include "base/error.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cuda/gpu.h"
@@ -9,6 +11,14 @@ namespace winnow {
 
 size_t kv_block_bytes(Type type, int32_t head_dim) {
   return kBlockSlots * type_bytes(type, head_dim);
+}
+
+void Device::feed_forward(const GatedWeights& weights, Mat x, Mat y) {
+  const Scratch gated = activations(x.rows, weights.gate->n_out);
+  const Scratch up = activations(x.rows, weights.up->n_out);
+  linear_many(std::array{weights.gate, weights.up}, x, std::array<Mat, 2>{gated, up});
+  this->gated(gated, up, weights.act, gated);
+  linear(*weights.down, gated, y);
 }
 
 std::unique_ptr<Device> make_device(std::string_view name, int n_threads) {

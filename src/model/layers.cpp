@@ -77,12 +77,7 @@ Scratch product(Device& device, const Weight& weight, Mat x) {
 Scratch feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x) {
   Scratch h = device.activations(x.rows, x.cols);
   part.norm.apply(device, x, h);
-  const Scratch gated = device.activations(x.rows, part.gate.n_out);
-  const Scratch up = device.activations(x.rows, part.up.n_out);
-  const std::array<const Weight*, 2> weights = {&part.gate, &part.up};
-  device.linear_many(weights, h, std::array<Mat, 2>{gated, up});
-  device.gated(gated, up, gate, gated);
-  device.linear(part.down, gated, h);
+  device.feed_forward({&part.gate, &part.up, &part.down, gate}, h, h);
   return h;
 }
 

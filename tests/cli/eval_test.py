@@ -2,6 +2,7 @@
 
 import glob
 import json
+import operator
 import os
 import re
 import shutil
@@ -236,9 +237,10 @@ class Trace(EvalCase):
         traces = [json.loads(read(file)) for file in glob.glob(os.path.join(folder, "*.json"))]
         self.assertEqual(len(traces), n)
         (trace,) = [trace for trace in traces if trace["method"] != "dense"]
-        heads = [head for layer in trace["density"] for head in layer]
-        self.assertAlmostEqual(sum(heads) / len(heads), density, 4)
-        self.assertLess(max(heads), 1)
+        means = [sum(layer) / len(layer) for layer in trace["density"]]
+        pairs = trace["permitted"]
+        self.assertAlmostEqual(sum(map(operator.mul, means, pairs)) / sum(pairs), density, 4)
+        self.assertLess(max(max(layer) for layer in trace["density"]), 1)
 
     def test_eval_and_its_report(self):
         self.eval("--task", "niah_single_1", "--length", 2000, "--samples", 2, "--method", self.METHOD, "--trace",

@@ -39,18 +39,20 @@ void DensityTrace::clear() {
 
 void DensityTrace::write(const std::string& name, const std::string& method, int64_t n_prompt) const {
   if (folder_.empty()) return;
-  Json density = Json::array();
+  Json density = Json::array(), permitted = Json::array();
   for (const std::vector<AttnCounts>& layer : counts_) {
     Json heads = Json::array();
     for (const AttnCounts& head : layer) {
       heads.push_back(head.permitted == 0 ? Json() : Json(std::stod(fmt::format("{:.5g}", head.density()))));
     }
     density.push_back(std::move(heads));
+    permitted.push_back(layer.front().permitted);
   }
   std::string file_name;
   for (const char c : name) file_name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
   PendingFile file(folder_ + "/" + file_name + ".json");
-  const std::string text = Json({{"method", method}, {"n_prompt", n_prompt}, {"density", density}}).dump() + "\n";
+  const Json trace = {{"method", method}, {"n_prompt", n_prompt}, {"density", density}, {"permitted", permitted}};
+  const std::string text = trace.dump() + "\n";
   file.write(text.data(), text.size());
   file.commit();
 }

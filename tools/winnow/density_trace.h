@@ -19,8 +19,9 @@ class DensityTrace {
 
   /// Forgets what was seen so far.
   void clear();
-  /// Writes what was seen since to FOLDER/`name`.json: {"method", "n_prompt", "density": [n_layer][n_head]}. Characters
-  /// that are no letters or digits of `name` become underlines. What skip-softmax drops is not known here.
+  /// Writes what was seen since to FOLDER/`name`.json: {"method", "n_prompt", "density": [n_layer][n_head],
+  /// "permitted": [n_layer] pairs of one head, fewer in the last layer, of which only the last rows are computed}.
+  /// Characters that are no letters or digits of `name` become underlines. What skip-softmax drops is not known here.
   void write(const std::string& name, const std::string& method, int64_t n_prompt) const;
 
  private:

@@ -1,9 +1,9 @@
 // Prefill on the CPU: K and V of a kv head are unpacked once into the kernel's own form, then its query tiles (64 rows
-// of one head) are computed in any order by all threads.
+// of one head) are computed in any order by all threads. A thread takes several neighbouring tiles at a time, a stack,
+// which go over the keys together: each part of K and V then comes once from memory for all of them.
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <optional>
 
 #include "base/error.h"
 #include "kernels/cpu/attend_lists.h"
@@ -14,6 +14,10 @@ namespace {
 
 // Unpacked K and V of as many kv heads as fit here are computed together, so that short prompts keep all threads busy.
 constexpr size_t kUnpackedBytes = size_t{64} << 20;
+// What the tiles of a stack keep between their turns should lie in a core's own cache beside a part of K and V.
+constexpr size_t kStackBytes = size_t{320} << 10;
+// Threads get at least so many stacks each, so that they finish together.
+constexpr int64_t kStacksPerThread = 16;
 // Up to this many rows are memory-bound: their time is the reading of the cache.
 constexpr int64_t kFewRows = 8;
 
@@ -26,8 +30,9 @@ class Prefill {
         n_kv_(static_cast<int32_t>(args.kv.heads.size())),
         group_(args.q.n_head / n_kv_),
         n_tiles_((args.q.n_rows + kTileRows - 1) / kTileRows),
-        tile_bytes_((kernel.tile_bytes(args.q.head_dim) + 63) / 64 * 64),
-        scratch_(tile_bytes_ * static_cast<size_t>(context.pool.size()), &context.memory) {}
+        stack_(stack_size()),
+        thread_bytes_((kernel.scratch_bytes(args.q.head_dim, stack_) + 63) / 64 * 64),
+        scratch_(thread_bytes_ * static_cast<size_t>(context.pool.size()), &context.memory) {}
 
   void run() {
     int32_t most_slots = 0;
@@ -62,13 +67,18 @@ class Prefill {
     UnpackedKv kv;
   };
 
-  /// One query tile.
-  struct Place {
+  /// Query tiles [first, first + n) of a kv head: its rows' blocks in descending order, in each the heads of its group.
+  struct Stack {
     const Head* head;
-    int32_t q_head;
-    int64_t row;
-    int64_t n_rows;
+    int64_t first;
+    int32_t n;
   };
+
+  int32_t stack_size() const {
+    const size_t kept = kernel_.scratch_bytes(args_.q.head_dim, 2) - kernel_.scratch_bytes(args_.q.head_dim, 1);
+    const int64_t fair = n_tiles_ * args_.q.n_head / (kStacksPerThread * context_.pool.size());
+    return static_cast<int32_t>(std::clamp<int64_t>(std::min<int64_t>(fair, kStackBytes / kept), 1, kMostTiles));
+  }
 
   struct Block {
     const Head* head;
@@ -123,65 +133,71 @@ class Prefill {
     });
   }
 
-  /// Query tile `item` of the heads that are unpacked. Late rows see most and come first; what is left for the end is
-  /// small, so threads finish together.
-  Place place(int64_t item) const {
-    const int64_t n_heads = static_cast<int64_t>(heads_.size()) * group_;
-    const auto h = static_cast<int32_t>(item % n_heads);
-    const Head& head = heads_[static_cast<size_t>(h / group_)];
-    const int64_t row = (n_tiles_ - 1 - item / n_heads) * kTileRows;
-    return {&head, head.kv_head * group_ + h % group_, row, std::min<int64_t>(kTileRows, args_.q.n_rows - row)};
+  /// Late rows see most and come first; what is left for the end is small, so threads finish together.
+  Stack stack(int64_t item) const {
+    const auto n_heads = static_cast<int64_t>(heads_.size());
+    const int64_t first = item / n_heads * stack_;
+    return {&heads_[static_cast<size_t>(item % n_heads)], first,
+            static_cast<int32_t>(std::min<int64_t>(stack_, n_tiles_ * group_ - first))};
   }
 
   void compute() {
     for (const Head& head : heads_) permitted_ += head.visible.pairs() * group_;
-    const int64_t n_items = n_tiles_ * static_cast<int64_t>(heads_.size()) * group_;
+    const int64_t n_items = (n_tiles_ * group_ + stack_ - 1) / stack_ * static_cast<int64_t>(heads_.size());
     const int64_t n_threads = context_.pool.size();
     std::atomic<int64_t> next{0};
-    // A thread takes its next tile before it computes one, whose queries can then be fetched meanwhile; but not where
+    // A thread takes its next stack before it computes one, whose queries can then be fetched meanwhile; but not where
     // others would have nothing to do for that.
     context_.pool.parallel_for(n_threads, [&](int64_t /*item*/, int thread) {
       for (int64_t item = next.fetch_add(1); item < n_items;) {
         const bool ahead = item + 2 * n_threads < n_items;
         const int64_t following = ahead ? next.fetch_add(1) : n_items;
-        tile(place(item), following < n_items ? std::optional(place(following)) : std::nullopt, thread);
+        attend(stack(item), following < n_items ? stack(following) : Stack{}, thread);
         item = ahead ? following : next.fetch_add(1);
       }
     });
   }
 
-  Upcoming upcoming(const Place& place) const {
-    const int32_t n_slots = args_.kv.heads[static_cast<size_t>(place.head->kv_head)].n_slots;
-    const KeyLists lists = lists_of(args_, place.q_head, place.row, n_slots);
-    return {.q = args_.q.at(place.row, place.q_head),
-            .n_rows = static_cast<int32_t>(place.n_rows),
-            .column = lists.column,
-            .block = lists.block,
-            .kv = &place.head->kv};
+  void attend(const Stack& stack, const Stack& next, int thread) {
+    QueryTile tiles[kMostTiles];
+    for (int32_t i = 0; i < stack.n; ++i) tiles[i] = tile(*stack.head, stack.first + i);
+    for (int32_t i = 0; i < std::min(stack.n, next.n); ++i) {
+      const QueryTile after = tile(*next.head, next.first + i);
+      tiles[i].next = {.q = after.q, .n_rows = after.n_rows, .column = {}, .block = {}, .kv = nullptr};
+    }
+    if (next.n > 0) {  // the keys that come first are asked for last
+      const QueryTile after = tile(*next.head, next.first);
+      Upcoming& last = tiles[stack.n - 1].next;
+      last.column = after.column;
+      last.block = after.block;
+      last.kv = &next.head->kv;
+    }
+    computed_ += kernel_.attend_tiles({tiles, static_cast<size_t>(stack.n)}, stack.head->kv,
+                                      scratch_.data() + thread_bytes_ * static_cast<size_t>(thread));
   }
 
-  void tile(const Place& place, const std::optional<Place>& next, int thread) {
-    const auto& [head, q_head, row, n_rows] = place;
-    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head->kv_head)];
+  QueryTile tile(const Head& head, int64_t item) const {
+    const int64_t row = (n_tiles_ - 1 - item / group_) * kTileRows;
+    const int32_t q_head = head.kv_head * group_ + static_cast<int32_t>(item % group_);
+    const KvHead& kv = args_.kv.heads[static_cast<size_t>(head.kv_head)];
     const KeyLists lists = lists_of(args_, q_head, row, kv.n_slots);
-    const QueryTile tile{.q = args_.q.at(row, q_head),
-                         .q_stride = args_.q.stride,
-                         .o = args_.o.at(row, q_head),
-                         .o_stride = args_.o.stride,
-                         .lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.q.n_head + q_head,
-                         .lse_stride = args_.q.n_head,
-                         .n_rows = static_cast<int32_t>(n_rows),
-                         .begin = head->visible.begin.data() + row,
-                         .end = head->visible.end.data() + row,
-                         .bias = kv.bias,
-                         .scale = args_.scale,
-                         .softcap = args_.softcap,
-                         .skip = args_.skip == nullptr ? -std::numeric_limits<float>::infinity() : args_.skip[q_head],
-                         .column = lists.column,
-                         .block = lists.block,
-                         .block_k = lists.block_k,
-                         .next = next ? upcoming(*next) : Upcoming{}};
-    computed_ += kernel_.attend_tile(tile, head->kv, scratch_.data() + tile_bytes_ * static_cast<size_t>(thread));
+    return {.q = args_.q.at(row, q_head),
+            .q_stride = args_.q.stride,
+            .o = args_.o.at(row, q_head),
+            .o_stride = args_.o.stride,
+            .lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.q.n_head + q_head,
+            .lse_stride = args_.q.n_head,
+            .n_rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, args_.q.n_rows - row)),
+            .begin = head.visible.begin.data() + row,
+            .end = head.visible.end.data() + row,
+            .bias = kv.bias,
+            .scale = args_.scale,
+            .softcap = args_.softcap,
+            .skip = args_.skip == nullptr ? -std::numeric_limits<float>::infinity() : args_.skip[q_head],
+            .column = lists.column,
+            .block = lists.block,
+            .block_k = lists.block_k,
+            .next = {}};
   }
 
   const AttendKernel& kernel_;
@@ -190,7 +206,8 @@ class Prefill {
   int32_t n_kv_;
   int32_t group_;
   int64_t n_tiles_;
-  size_t tile_bytes_;
+  int32_t stack_;
+  size_t thread_bytes_;
   Buffer scratch_;
   std::vector<Head> heads_;  // those that are unpacked now
   int64_t permitted_ = 0;

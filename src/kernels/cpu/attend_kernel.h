@@ -15,6 +15,7 @@ namespace winnow::cpu {
 inline constexpr int32_t kTileRows = kVoteRows;    // rows of a query tile
 inline constexpr int32_t kMostDim = 1024;          // largest head size
 inline constexpr int32_t kTileSlots = kVoteSlots;  // slots of a key tile
+inline constexpr int32_t kMostTiles = 8;           // query tiles that take turns over the same keys
 
 /// K and V of one kv head in the kernel's own form, rows of all slots.
 struct UnpackedKv {
@@ -24,7 +25,7 @@ struct UnpackedKv {
   int32_t head_dim = 0;
 };
 
-/// The query tile that the same thread computes next, to be fetched meanwhile.
+/// What the same thread computes next, to be fetched meanwhile.
 struct Upcoming {
   const float* q = nullptr;  // [n_rows, head_dim], q_stride of the present tile apart; or null
   int32_t n_rows = 0;
@@ -70,10 +71,10 @@ struct AttendKernel {
   /// Unpacks the first n_rows rows of cache block `block` into their place in `to`; the others may hold anything.
   void (*unpack_k)(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to);
   void (*unpack_v)(const std::byte* from, Type type, int32_t block, int32_t n_rows, const UnpackedKv& to);
-  /// Scratch of one `attend_tile`.
-  size_t (*tile_bytes)(int32_t head_dim);
-  /// Returns how many (row, slot) pairs it computed.
-  int64_t (*attend_tile)(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch);
+  /// Scratch of one `attend_tiles`.
+  size_t (*scratch_bytes)(int32_t head_dim, int32_t n_tiles);
+  /// Computes up to kMostTiles tiles that read the same kv head; returns how many (row, slot) pairs it computed.
+  int64_t (*attend_tiles)(std::span<const QueryTile> tiles, const UnpackedKv& kv, std::byte* scratch);
 
   // Decode. head_dim is rounded up to `lanes` in o.
   int32_t lanes;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/attend_f32.h"
+#include "kernels/cpu/attend_stack.h"
 
 namespace winnow::cpu {
 namespace {
@@ -278,8 +279,8 @@ constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFe
           .kv_bytes = &Math::kv_bytes,
           .unpack_k = &Math::unpack_k,
           .unpack_v = &Math::unpack_v,
-          .tile_bytes = &TileRun<Math>::scratch_bytes,
-          .attend_tile = &attend_tile<Math>,
+          .scratch_bytes = &attend_bytes<Math>,
+          .attend_tiles = &attend_tiles<Math>,
           .lanes = kLanes,
           .query_bytes = &Rows::query_bytes,
           .pack_query = &Rows::pack_query,

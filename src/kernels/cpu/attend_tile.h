@@ -15,73 +15,100 @@
 namespace winnow::cpu {
 namespace {
 
+/// Bytes of a slot of K or V, unpacked.
+template <typename Math>
+int64_t slot_bytes(int32_t dim) {
+  const size_t bytes = Math::kv_bytes(2 * kTileSlots, dim) - Math::kv_bytes(kTileSlots, dim);
+  return static_cast<int64_t>(bytes / kTileSlots);
+}
+
 template <typename Math>
 class TileRun {
  public:
-  TileRun(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch) : tile_(tile), kv_(kv), dim_(kv.head_dim) {
-    const auto take = [&scratch](size_t bytes) {
-      std::byte* at = scratch;
-      scratch += (bytes + 63) / 64 * 64;
-      return at;
-    };
-    q_ = take(Math::query_bytes(dim_) * kPanels);
-    o_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * Math::result_dim(dim_)));
-    s_ = reinterpret_cast<float*>(take(size_t{4} * kTileRows * kTileSlots));
-    gathered_.k = take(Math::kv_bytes(kTileSlots, dim_));
-    gathered_.v = take(Math::kv_bytes(kTileSlots, dim_));
+  /// Bytes of what a tile keeps between its turns, and of what only its turn needs.
+  static size_t kept_bytes(int32_t dim) {
+    return Math::query_bytes(dim) * kPanels + size_t{4} * kTileRows * Math::result_dim(dim) + size_t{64} * 2;
+  }
+  static size_t shared_bytes(int32_t dim) {
+    return size_t{4} * kTileRows * kTileSlots + 2 * Math::kv_bytes(kTileSlots, dim) + size_t{64} * 3;
+  }
+
+  /// Takes up a tile and computes its columns.
+  void begin(const QueryTile& tile, const UnpackedKv& kv, std::byte* kept, std::byte* shared) {
+    tile_ = &tile;
+    kv_ = &kv;
+    dim_ = kv.head_dim;
+    q_ = take(kept, Math::query_bytes(dim_) * kPanels);
+    o_ = reinterpret_cast<float*>(take(kept, size_t{4} * kTileRows * Math::result_dim(dim_)));
+    s_ = reinterpret_cast<float*>(take(shared, size_t{4} * kTileRows * kTileSlots));
+    gathered_.k = take(shared, Math::kv_bytes(kTileSlots, dim_));
+    gathered_.v = take(shared, Math::kv_bytes(kTileSlots, dim_));
     gathered_.head_dim = dim_;
-  }
-
-  static size_t scratch_bytes(int32_t dim) {
-    return Math::query_bytes(dim) * kPanels + size_t{4} * kTileRows * (Math::result_dim(dim) + kTileSlots) +
-           2 * Math::kv_bytes(kTileSlots, dim) + size_t{64} * 5;
-  }
-
-  int64_t run() {
-    start();
+    pack();
     n_visits_ = count_visits();
     if (n_visits_ < kFetchTiles && n_visits_ > 0) fetch_rows();
     visit_columns();
-    for (size_t i = 0; i < tile_.block.size(); ++i) {
-      const int32_t begin = tile_.block[i];
-      const int32_t end = begin + tile_.block_k;
-      for (int32_t at = begin; at < end; at += kTileSlots) {
-        fetch_block(at + kTileSlots < end ? tile_.block.size() : i + 1, end);
-        visit_slots(at, smaller(at + kTileSlots, end));
+  }
+
+  /// Goes on with the key tiles of the blocks that begin below slot turn.until; false when none is left after them.
+  bool advance(const Turn& turn) {
+    for (; block_ < tile_->block.size(); ++block_) {
+      const int32_t begin = tile_->block[block_];
+      const int32_t end = begin + tile_->block_k;
+      if (done_ < begin || done_ >= end) done_ = begin;
+      for (; done_ < end; done_ += kTileSlots) {
+        if (done_ >= turn.until) return true;
+        if (done_ + kTileSlots < end) {
+          fetch_part(turn, end);
+        } else {
+          fetch_block(block_ + 1, end);
+        }
+        visit_slots(done_, smaller(done_ + kTileSlots, end));
       }
     }
+    return false;
+  }
+
+  /// Writes the results; returns how many pairs were computed.
+  int64_t end() {
     finish();
     return computed_;
   }
 
  private:
+  static std::byte* take(std::byte*& scratch, size_t bytes) {
+    std::byte* at = scratch;
+    scratch += (bytes + 63) / 64 * 64;
+    return at;
+  }
+
   /// Floats of one panel's results, [Math::result_dim][kPanel].
   int64_t panel_values() const { return static_cast<int64_t>(Math::result_dim(dim_)) * kPanel; }
 
-  void start() {
-    n_panels_ = (tile_.n_rows + kPanel - 1) / kPanel;
-    const float factor = tile_.softcap > 0 ? tile_.scale / tile_.softcap : tile_.scale * kLog2E;
+  void pack() {
+    n_panels_ = (tile_->n_rows + kPanel - 1) / kPanel;
+    const float factor = tile_->softcap > 0 ? tile_->scale / tile_->softcap : tile_->scale * kLog2E;
     for (int32_t lane = 0; lane < n_panels_ * kPanel; lane += kLanes) {
       store(max_ + lane, broadcast(kNothing));
       store(sum_ + lane, Floats{});
-      store(begin_ + lane, load_some(tile_.begin + lane, tile_.n_rows - lane));
-      store(end_ + lane, load_some(tile_.end + lane, tile_.n_rows - lane));
+      store(begin_ + lane, load_some(tile_->begin + lane, tile_->n_rows - lane));
+      store(end_ + lane, load_some(tile_->end + lane, tile_->n_rows - lane));
     }
     for (int32_t p = 0; p < n_panels_; ++p) {
       const int32_t first = p * kPanel;
-      const int32_t n = smaller(kPanel, tile_.n_rows - first);
+      const int32_t n = smaller(kPanel, tile_->n_rows - first);
       panel_[p] = {n, begin_[first], begin_[first + n - 1], end_[first], end_[first + n - 1], 0, 0, 0, true};
-      Math::pack_query(tile_.q + first * tile_.q_stride, tile_.q_stride, n, dim_, factor,
+      Math::pack_query(tile_->q + first * tile_->q_stride, tile_->q_stride, n, dim_, factor,
                        q_ + Math::query_bytes(dim_) * static_cast<size_t>(p));
     }
   }
 
   /// How many key tiles come, at most.
   int32_t count_visits() const {
-    int32_t n = (static_cast<int32_t>(tile_.column.size()) + kTileSlots - 1) / kTileSlots;
-    for (const int32_t begin : tile_.block) {
+    int32_t n = (static_cast<int32_t>(tile_->column.size()) + kTileSlots - 1) / kTileSlots;
+    for (const int32_t begin : tile_->block) {
       const int32_t low = begin > begin_[0] ? begin : begin_[0];
-      const int32_t high = smaller(begin + tile_.block_k, end_[tile_.n_rows - 1]);
+      const int32_t high = smaller(begin + tile_->block_k, end_[tile_->n_rows - 1]);
       if (low < high) n += (high - begin + kTileSlots - 1) / kTileSlots - (low - begin) / kTileSlots;
     }
     return n;
@@ -93,9 +120,9 @@ class TileRun {
   /// To be fetched during the last key tiles: where the results go, and what comes next.
   void fetch_rows() {
     const int64_t bytes = int64_t{4} * dim_;
-    const Upcoming& next = tile_.next;
-    fetch_.rows.add({tile_.o, tile_.o_stride * 4, bytes, tile_.n_rows});
-    fetch_.rows.add({next.q, tile_.q_stride * 4, bytes, next.n_rows});
+    const Upcoming& next = tile_->next;
+    fetch_.rows.add({tile_->o, tile_->o_stride * 4, bytes, tile_->n_rows});
+    fetch_.rows.add({next.q, tile_->q_stride * 4, bytes, next.n_rows});
     if (!next.column.empty()) {
       fetch_columns(*next.kv, next.column, fetch_.rows);
     } else if (!next.block.empty()) {
@@ -104,16 +131,10 @@ class TileRun {
     fetch_.rows.spread(n_visits_ * n_pieces());
   }
 
-  /// Bytes of a slot of K or V, unpacked.
-  int64_t slot_bytes() const {
-    const size_t bytes = Math::kv_bytes(2 * kTileSlots, dim_) - Math::kv_bytes(kTileSlots, dim_);
-    return static_cast<int64_t>(bytes / kTileSlots);
-  }
-
   /// The first tile of columns.
   void fetch_columns(const UnpackedKv& kv, std::span<const int32_t> column, Fetch& fetch) {
     const int32_t n = smaller(kTileSlots, static_cast<int32_t>(column.size()));
-    const int64_t bytes = slot_bytes();
+    const int64_t bytes = slot_bytes<Math>(dim_);
     fetch.add({kv.k, bytes, bytes, n, column.data()});
     if constexpr (Math::kValueSlots > 0) {
       fetch.add({kv.v, bytes * Math::kValueSlots, bytes * Math::kValueSlots, n, column.data(), Math::kValueSlots});
@@ -124,7 +145,7 @@ class TileRun {
   void fetch_slots(const UnpackedKv& kv, int32_t begin, int32_t end, Fetch& fetch) {
     const int32_t n = smaller(kTileSlots, end - begin);
     if (begin < 0 || n <= 0) return;
-    const int64_t bytes = slot_bytes();
+    const int64_t bytes = slot_bytes<Math>(dim_);
     fetch.add({kv.k + begin * bytes, 0, n * bytes, 1});
     fetch.add({kv.v + begin * bytes, 0, n * bytes, 1});
   }
@@ -133,43 +154,54 @@ class TileRun {
   /// follow each other the processor fetches by itself.
   void fetch_block(size_t next, int32_t end) {
     fetch_.keys.clear();
-    if (next >= tile_.block.size() || tile_.block[next] == end) return;
-    fetch_slots(kv_, tile_.block[next], end_[tile_.n_rows - 1], fetch_.keys);
+    if (next >= tile_->block.size() || tile_->block[next] == end) return;
+    fetch_slots(*kv_, tile_->block[next], end_[tile_->n_rows - 1], fetch_.keys);
+    fetch_.keys.spread(n_pieces());
+  }
+
+  /// Lets this tile's part of the keys that lie turn.ahead slots behind the present ones be fetched.
+  void fetch_part(const Turn& turn, int32_t end) {
+    fetch_.keys.clear();
+    if (turn.ahead == 0) return;
+    const int32_t at = done_ + turn.ahead;
+    const int32_t limit = smaller(end, end_[tile_->n_rows - 1]);
+    fetch_slots(*kv_, at + kTileSlots * turn.part / turn.n_parts,
+                smaller(at + kTileSlots * (turn.part + 1) / turn.n_parts, limit), fetch_.keys);
     fetch_.keys.spread(n_pieces());
   }
 
   /// Slots [begin, end) clipped to what any row sees.
   void visit_slots(int32_t begin, int32_t end) {
     const int32_t low = begin_[0];
-    const int32_t high = end_[tile_.n_rows - 1];
+    const int32_t high = end_[tile_->n_rows - 1];
     if (begin < low) begin = low;
     if (end > high) end = high;
     if (begin >= end) return;
-    visit({kv_.k, kv_.v, begin, tile_.bias == nullptr ? nullptr : tile_.bias + begin, nullptr, begin, end - begin});
+    visit({kv_->k, kv_->v, begin, tile_->bias == nullptr ? nullptr : tile_->bias + begin, nullptr, begin, end - begin});
   }
 
   void visit_columns() {
     const int32_t low = begin_[0];
-    const int32_t high = end_[tile_.n_rows - 1];
-    const auto n_columns = static_cast<int32_t>(tile_.column.size());
+    const int32_t high = end_[tile_->n_rows - 1];
+    const auto n_columns = static_cast<int32_t>(tile_->column.size());
     for (int32_t at = 0; at < n_columns; at += kTileSlots) {
       int32_t n = 0;
       for (int32_t i = at; i < smaller(at + kTileSlots, n_columns); ++i) {
-        const int32_t slot = tile_.column[static_cast<size_t>(i)];
+        const int32_t slot = tile_->column[static_cast<size_t>(i)];
         if (slot < low || slot >= high) continue;
-        if (tile_.bias != nullptr) gathered_bias_[n] = tile_.bias[slot];
+        if (tile_->bias != nullptr) gathered_bias_[n] = tile_->bias[slot];
         slot_[n++] = slot;
       }
       if (n == 0) continue;
-      Math::gather(kv_, slot_, n, gathered_);
+      Math::gather(*kv_, slot_, n, gathered_);
       if (at + kTileSlots < n_columns) {
         fetch_.keys.clear();
-        fetch_columns(kv_, tile_.column.subspan(static_cast<size_t>(at) + kTileSlots), fetch_.keys);
+        fetch_columns(*kv_, tile_->column.subspan(static_cast<size_t>(at) + kTileSlots), fetch_.keys);
         fetch_.keys.spread(n_pieces());
       } else {
         fetch_block(0, -1);
       }
-      visit({gathered_.k, gathered_.v, 0, tile_.bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
+      visit({gathered_.k, gathered_.v, 0, tile_->bias == nullptr ? nullptr : gathered_bias_, slot_, 0, n});
     }
   }
 
@@ -188,7 +220,7 @@ class TileRun {
                    {keys.k, keys.row, panel.from, panel.split, panel.to, dim_}, s, fetch_);
       shape(keys, panel, p, s);
     }
-    if (!first_ && tile_.skip > kNothing && all_skip(keys)) return;
+    if (!first_ && tile_->skip > kNothing && all_skip(keys)) return;
     first_ = false;
     for (int32_t p = 0; p < n_panels_; ++p) {
       if (panel_[p].from < panel_[p].to) add(keys, p);
@@ -198,9 +230,9 @@ class TileRun {
 
   /// Softcap, bias, mask and the largest logit of each lane.
   void shape(const KeyTile& keys, const Panel& panel, int32_t p, float* s) {
-    if (tile_.softcap > 0) {
+    if (tile_->softcap > 0) {
       for (int32_t i = panel.from * kPanel; i < panel.to * kPanel; i += kLanes) {
-        store(s + i, tanh(load(s + i)) * (tile_.softcap * kLog2E));
+        store(s + i, tanh(load(s + i)) * (tile_->softcap * kLog2E));
       }
     }
     if (keys.bias != nullptr) {
@@ -237,8 +269,8 @@ class TileRun {
 
   /// Every row either sees nothing of this tile or finds it below its running maximum by more than the threshold.
   bool all_skip(const KeyTile& keys) const {
-    const float threshold = tile_.skip * kLog2E;
-    for (int32_t lane = 0; lane < tile_.n_rows; ++lane) {
+    const float threshold = tile_->skip * kLog2E;
+    for (int32_t lane = 0; lane < tile_->n_rows; ++lane) {
       const Panel& panel = panel_[lane / kPanel];
       if (panel.from >= panel.to || tile_max_[lane] == kNothing) continue;
       const float highest = tile_max_[lane] > max_[lane] ? tile_max_[lane] : max_[lane];
@@ -282,13 +314,13 @@ class TileRun {
   }
 
   void count(const KeyTile& keys) {
-    if (keys.slot_at(0) >= begin_[tile_.n_rows - 1] && keys.slot_at(keys.n - 1) < end_[0]) {
-      computed_ += int64_t{keys.n} * tile_.n_rows;
+    if (keys.slot_at(0) >= begin_[tile_->n_rows - 1] && keys.slot_at(keys.n - 1) < end_[0]) {
+      computed_ += int64_t{keys.n} * tile_->n_rows;
       return;
     }
     int32_t from = 0;  // the limits of the rows ascend
     int32_t to = 0;
-    for (int32_t row = 0; row < tile_.n_rows; ++row) {
+    for (int32_t row = 0; row < tile_->n_rows; ++row) {
       while (from < keys.n && keys.slot_at(from) < begin_[row]) ++from;
       while (to < keys.n && keys.slot_at(to) < end_[row]) ++to;
       computed_ += to > from ? to - from : 0;
@@ -302,16 +334,16 @@ class TileRun {
       if (!panel_[p].fresh) continue;  // its rows see nothing
       for (int64_t i = 0; i < panel_values(); i += kLanes) store(o_ + p * panel_values() + i, Floats{});
     }
-    for (int32_t lane = 0; lane < tile_.n_rows; lane += kLanes) {
+    for (int32_t lane = 0; lane < tile_->n_rows; lane += kLanes) {
       const float* from = o_ + lane / kPanel * panel_values() + lane % kPanel;
-      write_rows(from, load(inverse + lane), lane, smaller(kLanes, tile_.n_rows - lane));
+      write_rows(from, load(inverse + lane), lane, smaller(kLanes, tile_->n_rows - lane));
     }
-    if (tile_.lse == nullptr) return;
+    if (tile_->lse == nullptr) return;
     for (int32_t lane = 0; lane < n_panels_ * kPanel; lane += kLanes) {
       const Floats sum = load(sum_ + lane);
       store(sum_ + lane, select(sum > 0, (load(max_ + lane) + log2_of(sum)) * kLn2, broadcast(kNothing)));
     }
-    for (int32_t row = 0; row < tile_.n_rows; ++row) tile_.lse[row * tile_.lse_stride] = sum_[row];
+    for (int32_t row = 0; row < tile_->n_rows; ++row) tile_->lse[row * tile_->lse_stride] = sum_[row];
   }
 
   /// The results of up to kLanes rows, from [dim][kPanel].
@@ -321,28 +353,30 @@ class TileRun {
       WINNOW_UNROLL
       for (int i = 0; i < kLanes; ++i) block[i] = d + i < dim_ ? load(from + (d + i) * kPanel) * factor : Floats{};
       transpose(block);
-      float* out = tile_.o + row * tile_.o_stride + d;
+      float* out = tile_->o + row * tile_->o_stride + d;
       if (n >= kLanes && dim_ - d >= kLanes) {
         WINNOW_UNROLL
-        for (int i = 0; i < kLanes; ++i) store(out + i * tile_.o_stride, block[i]);
+        for (int i = 0; i < kLanes; ++i) store(out + i * tile_->o_stride, block[i]);
       } else {
-        for (int32_t i = 0; i < n; ++i) store_some(out + i * tile_.o_stride, block[i], dim_ - d);
+        for (int32_t i = 0; i < n; ++i) store_some(out + i * tile_->o_stride, block[i], dim_ - d);
       }
     }
   }
 
-  const QueryTile& tile_;
-  const UnpackedKv& kv_;
-  int32_t dim_;
+  const QueryTile* tile_ = nullptr;
+  const UnpackedKv* kv_ = nullptr;
+  int32_t dim_ = 0;
   int32_t n_panels_ = 0;
   int32_t n_visits_ = 0;  // key tiles that are left
+  size_t block_ = 0;      // the block that is being computed, and where in it
+  int32_t done_ = -1;
   bool first_ = true;
   int64_t computed_ = 0;
   Fetches fetch_;
-  std::byte* q_;         // [panel] Math's form
-  float* o_;             // [panel][dim][kPanel]
-  float* s_;             // [panel][kTileSlots][kPanel]
-  UnpackedKv gathered_;  // columns, as consecutive rows
+  std::byte* q_ = nullptr;  // [panel] Math's form
+  float* o_ = nullptr;      // [panel][dim][kPanel]
+  float* s_ = nullptr;      // [panel][kTileSlots][kPanel]
+  UnpackedKv gathered_;     // columns, as consecutive rows
   Panel panel_[kPanels];
   alignas(64) float max_[kTileRows];
   alignas(64) float sum_[kTileRows];
@@ -352,13 +386,6 @@ class TileRun {
   float gathered_bias_[kTileSlots];
   int32_t slot_[kTileSlots];
 };
-
-template <typename Math>
-int64_t attend_tile(const QueryTile& tile, const UnpackedKv& kv, std::byte* scratch) {
-  [[maybe_unused]] const typename Math::Session session;
-  TileRun<Math> run(tile, kv, scratch);
-  return run.run();
-}
 
 }  // namespace
 }  // namespace winnow::cpu

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -12,6 +13,11 @@
 #include "kernels/rows.h"
 
 namespace winnow {
+namespace {
+
+constexpr int64_t kManyRows = 4;  // from here on, unpacked weights are the faster ones where there are any
+
+}  // namespace
 
 template <typename Work>
 void CpuDevice::for_rows(int64_t n_rows, int64_t cost, Work work) {
@@ -43,11 +49,18 @@ void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::
 }
 
 void CpuDevice::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
-  constexpr int64_t kManyRows = 4;  // from here on, unpacked weights are the faster ones where there are any
   if (x.rows >= kManyRows && many_rows_.has(weights)) {
     many_rows_.multiply(weights, x, ys, bias);
   } else {
     multiply_few_rows(context_, scratch_, weights, x, ys, bias);
+  }
+}
+
+void CpuDevice::feed_forward(const GatedWeights& weights, Mat x, Mat y) {
+  if (x.rows < kManyRows || !many_rows_.has(std::array{weights.gate, weights.up, weights.down})) {
+    Device::feed_forward(weights, x, y);
+  } else {
+    many_rows_.feed_forward(weights, gate_op(weights.act), x, y);
   }
 }
 
@@ -103,8 +116,12 @@ void CpuDevice::rope(HeadsView x, const RopeArgs& args, std::span<const int32_t>
   });
 }
 
+GateOp* CpuDevice::gate_op(Gate kind) const {
+  return kind == Gate::silu ? ops_->silu_gated : ops_->gelu_gated;
+}
+
 void CpuDevice::gated(Mat gate, Mat up, Gate kind, Mat y) {
-  const auto op = kind == Gate::silu ? ops_->silu_gated : ops_->gelu_gated;
+  const auto op = gate_op(kind);
   for_rows(gate.rows, gate.cols, [&](int64_t r) { op(gate.row(r), up.row(r), gate.cols, y.row(r)); });
 }
 

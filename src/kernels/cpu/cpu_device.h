@@ -26,6 +26,7 @@ class CpuDevice : public HostDevice {
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
   void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
+  void feed_forward(const GatedWeights& weights, Mat x, Mat y) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
@@ -53,6 +54,7 @@ class CpuDevice : public HostDevice {
 
  private:
   void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
+  GateOp* gate_op(Gate kind) const;
   /// Calls work(row) for every row, several at a time where a row is short. `cost`: values touched in a row.
   template <typename Work>
   void for_rows(int64_t n_rows, int64_t cost, Work work);

@@ -12,7 +12,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kPanels = kTileRows / kPanel;
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
-constexpr int32_t kFetchTiles = 3;  // key tiles during which what comes after them is fetched
+constexpr int32_t kFetchTiles = 3;         // key tiles during which what comes after them is fetched
 constexpr float kNothing = -__builtin_inff();
 
 inline int32_t smaller(int32_t a, int32_t b) {
@@ -90,6 +90,14 @@ struct KeyTile {
     while (count < n && slot[count] < limit) ++count;
     return count;
   }
+};
+
+/// A tile's turn over a span of keys. The tiles of a stack share the work of fetching what lies `ahead` slots behind
+/// (0: nothing).
+struct Turn {
+  int32_t until;
+  int32_t ahead;
+  int32_t part, n_parts;
 };
 
 /// A part of the query tile that fills the lanes, and the part of the current key tile that any of its rows sees.

@@ -12,6 +12,10 @@ namespace winnow {
 namespace {
 
 constexpr int64_t kPieceChannels = 256;
+// Of a feed-forward part: channels of gate and up in a piece, a multiple of all panels and groups; and bytes of their
+// weights that are used again and again from the outer cache.
+constexpr int64_t kGatedChannels = 128;
+constexpr int64_t kGatedBytes = int64_t{8} << 20;
 
 }  // namespace
 
@@ -21,6 +25,7 @@ struct ManyRows::Piece {
   const float* bias;
   int64_t first_panel, last_panel;
   int64_t first_tile, last_tile;
+  int64_t row = 0, column = 0;  // of the product, where y begins
 };
 
 /// One call of the kernel: a panel, a tile, a span of groups of inputs.
@@ -83,26 +88,36 @@ void ManyRows::pack_panel(const Weight& weight, const Panels& panels, int64_t pa
   ops_->pack(from, panels.layout, panels.bytes.get() + static_cast<size_t>(panel) * panels.panel_bytes);
 }
 
-ManyRows::Input ManyRows::quantise(Mat x, int group) const {
+ManyRows::Input ManyRows::room(int64_t n_rows, int64_t n_in, int group) const {
   const int64_t tile_rows = ops_->tile_rows;
   Input input;
   input.group = group;
-  input.n_groups = x.cols / group;
-  input.n_tiles = (x.rows + tile_rows - 1) / tile_rows;
-  const int64_t n_rows = input.n_tiles * tile_rows;
-  input.codes = scratch_->lend(static_cast<size_t>(n_rows * x.cols));
-  input.scales = scratch_->lend(static_cast<size_t>(n_rows * input.n_groups * ops_->scale_floats) * sizeof(float));
+  input.n_groups = n_in / group;
+  input.n_tiles = (n_rows + tile_rows - 1) / tile_rows;
+  const int64_t n = input.n_tiles * tile_rows;
+  input.codes = scratch_->lend(static_cast<size_t>(n * n_in));
+  input.scales = scratch_->lend(static_cast<size_t>(n * input.n_groups * ops_->scale_floats) * sizeof(float));
+  return input;
+}
+
+ManyRows::Input ManyRows::quantise(Mat x, int group) const {
+  const Input input = room(x.rows, x.cols, group);
   context_->pool.parallel_for(input.n_tiles, [&](int64_t tile, int /*thread*/) {
-    auto* codes = reinterpret_cast<uint8_t*>(input.codes.get()) + tile * tile_rows * x.cols;
-    auto* scales =
-        reinterpret_cast<float*>(input.scales.get()) + tile * tile_rows * input.n_groups * ops_->scale_floats;
     for (int r = 0; r < ops_->tile_rows; ++r) {
       // The last tile repeats the last row; what comes of it is thrown away.
-      const int64_t row = std::min(x.rows - 1, tile * tile_rows + r);
-      ops_->quantise({x.row(row), x.cols, group, r, codes, scales});
+      const int64_t row = std::min(x.rows - 1, tile * ops_->tile_rows + r);
+      quantise_row(input, tile, r, {x.row(row), static_cast<size_t>(x.cols)}, 0);
     }
   });
   return input;
+}
+
+// Some inputs of a row, from group `first_group` on.
+void ManyRows::quantise_row(const Input& to, int64_t tile, int row, std::span<const float> x,
+                            int64_t first_group) const {
+  const int64_t at = (tile * to.n_groups + first_group) * ops_->tile_rows;  // groups of single rows before these
+  ops_->quantise({x.data(), std::ssize(x), to.group, row, reinterpret_cast<uint8_t*>(to.codes.get()) + at * to.group,
+                  reinterpret_cast<float*>(to.scales.get()) + at * ops_->scale_floats});
 }
 
 const std::byte* ManyRows::panel_at(const Piece& piece, const Place& at) {
@@ -139,17 +154,16 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
   alignas(64) float spare[kMaxTileRows * kMaxPanelChannels];
   const int64_t tile_rows = ops_->tile_rows;
   const int64_t channels = ops_->panel_channels;
-  const int64_t row = at.tile * tile_rows;
-  const int64_t column = at.panel * channels;
+  const int64_t row = at.tile * tile_rows - piece.row;
+  const int64_t column = at.panel * channels - piece.column;
   const int64_t n_rows = std::min(tile_rows, piece.y.rows - row);
   const int64_t n_columns = std::min(channels, piece.y.cols - column);
   float* y = piece.y.row(row) + column;
   const bool whole = n_rows == tile_rows && n_columns == channels;
   Int8Tile tile;
-  tile.codes =
-      reinterpret_cast<const uint8_t*>(input.codes.get()) + (row * input.n_groups + tile_rows * at.begin) * input.group;
-  tile.scales = reinterpret_cast<const float*>(input.scales.get()) +
-                (row * input.n_groups + tile_rows * at.begin) * ops_->scale_floats;
+  const int64_t before = (at.tile * input.n_groups + at.begin) * tile_rows;  // groups of single rows
+  tile.codes = reinterpret_cast<const uint8_t*>(input.codes.get()) + before * input.group;
+  tile.scales = reinterpret_cast<const float*>(input.scales.get()) + before * ops_->scale_floats;
   tile.panel = panel_at(piece, at);
   tile.n_groups = at.end - at.begin;
   tile.layout = piece.panels->layout;
@@ -170,8 +184,13 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
 }
 
 void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
-  const Input input = quantise(x, ops_->layout(weights[0]->type, x.cols).group);  // the same for every type
-  const int64_t tile_span = ops_->tile_rows * std::min(ops_->span_inputs, x.cols);
+  // The group is the same for every type.
+  multiply_input(weights, quantise(x, ops_->layout(weights[0]->type, x.cols).group), ys, bias);
+}
+
+void ManyRows::multiply_input(std::span<const Weight* const> weights, const Input& input, std::span<const Mat> ys,
+                              const float* bias) const {
+  const int64_t tile_span = ops_->tile_rows * std::min(ops_->span_inputs, input.n_groups * input.group);
   const int64_t tiles_at_once = std::max<int64_t>(1, ops_->piece_codes / tile_span);
   const int64_t piece_panels = kPieceChannels / ops_->panel_channels;
   std::vector<Piece> pieces;
@@ -188,6 +207,67 @@ void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span
   context_->pool.parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i, int /*thread*/) {
     multiply_piece(pieces[static_cast<size_t>(i)], input);
   });
+}
+
+/// Some tiles of rows, some channels between gate and down.
+struct ManyRows::GatedPiece {
+  const Panels* gate;
+  const Panels* up;
+  GateOp* act;
+  int64_t first_tile, last_tile;
+  int64_t first_channel, last_channel;
+};
+
+void ManyRows::feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y) {
+  const std::shared_ptr<const Panels> gate = find(*weights.gate), up = find(*weights.up);
+  WINNOW_ASSERT(gate != nullptr && up != nullptr);
+  const Input input = quantise(x, gate->layout.group);
+  const int64_t n_hidden = weights.down->n_in;
+  const Input hidden = room(x.rows, n_hidden, ops_->layout(weights.down->type, n_hidden).group);
+  const int64_t channels = std::max<int64_t>(kGatedChannels, hidden.group);
+  const int64_t tile_bytes =
+      ops_->tile_rows * (std::min(ops_->span_inputs, x.cols) + 2 * channels * int64_t{sizeof(float)});
+  const int64_t tiles = std::clamp<int64_t>(ops_->piece_codes / tile_bytes, 1, input.n_tiles);
+  // Channels whose weights the outer cache holds are done for all rows before the next ones.
+  const auto panel_bytes = static_cast<int64_t>(gate->panel_bytes + up->panel_bytes);
+  const int64_t set = std::max<int64_t>(1, kGatedBytes * ops_->panel_channels / (panel_bytes * channels)) * channels;
+  std::vector<GatedPiece> pieces;
+  for (int64_t begin = 0; begin < n_hidden; begin += set) {
+    for (int64_t tile = 0; tile < input.n_tiles; tile += tiles) {
+      for (int64_t channel = begin; channel < std::min(n_hidden, begin + set); channel += channels) {
+        pieces.push_back({gate.get(), up.get(), act, tile, std::min(input.n_tiles, tile + tiles), channel,
+                          std::min(n_hidden, channel + channels)});
+      }
+    }
+  }
+  const int64_t floats = 2 * tiles * ops_->tile_rows * channels;  // gate's and up's outputs of one piece
+  const std::shared_ptr<std::byte> spare =
+      scratch_->lend(static_cast<size_t>(floats * context_->pool.size()) * sizeof(float));
+  context_->pool.parallel_for(std::ssize(pieces), [&](int64_t i, int thread) {
+    gated_piece(pieces[static_cast<size_t>(i)], input, hidden, reinterpret_cast<float*>(spare.get()) + thread * floats);
+  });
+  const Weight* const down[] = {weights.down};
+  const Mat ys[] = {y};
+  multiply_input(down, hidden, ys, nullptr);
+}
+
+void ManyRows::gated_piece(const GatedPiece& piece, const Input& input, const Input& hidden, float* spare) const {
+  const int64_t tile_rows = ops_->tile_rows, panel_channels = ops_->panel_channels;
+  const int64_t n_rows = (piece.last_tile - piece.first_tile) * tile_rows;
+  const int64_t n = piece.last_channel - piece.first_channel;
+  const Mat gate = {spare, n_rows, n, n};
+  const Mat up = {spare + n_rows * n, n_rows, n, n};
+  for (const auto& [panels, y] : {std::pair(piece.gate, gate), std::pair(piece.up, up)}) {
+    multiply_piece({panels, y, nullptr, piece.first_channel / panel_channels,
+                    (piece.last_channel + panel_channels - 1) / panel_channels, piece.first_tile, piece.last_tile,
+                    piece.first_tile * tile_rows, piece.first_channel},
+                   input);
+  }
+  for (int64_t row = 0; row < n_rows; ++row) {
+    piece.act(gate.row(row), up.row(row), n, gate.row(row));
+    quantise_row(hidden, piece.first_tile + row / tile_rows, static_cast<int>(row % tile_rows),
+                 {gate.row(row), static_cast<size_t>(n)}, piece.first_channel / hidden.group);
+  }
 }
 
 }  // namespace winnow

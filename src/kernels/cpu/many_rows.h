@@ -10,6 +10,7 @@
 #include "attention/device.h"
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/int8_ops.h"
+#include "kernels/cpu/row_ops.h"
 #include "kernels/scratch_pool.h"
 
 namespace winnow {
@@ -25,6 +26,9 @@ class ManyRows {
   bool has(std::span<const Weight* const> weights) const;
   /// ys[i] = x W_i^T of unpacked weights that read the same x. bias [n_out] of the only weight, or null.
   void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
+  /// y = down (act(gate x) * (up x)) of unpacked weights. What lies between is rounded to 8 bits piece by piece, while
+  /// the caches still hold it: in float32 it would be the largest matrix of a model.
+  void feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y);
 
   const Int8Ops& ops() const { return *ops_; }
 
@@ -48,7 +52,14 @@ class ManyRows {
 
   std::shared_ptr<const Panels> find(const Weight& weight) const;
   void pack_panel(const Weight& weight, const Panels& panels, int64_t panel) const;
+  Input room(int64_t n_rows, int64_t n_in, int group) const;
   Input quantise(Mat x, int group) const;
+  void quantise_row(const Input& to, int64_t tile, int row, std::span<const float> x, int64_t first_group) const;
+  void multiply_input(std::span<const Weight* const> weights, const Input& input, std::span<const Mat> ys,
+                      const float* bias) const;
+  struct GatedPiece;
+  std::vector<GatedPiece> gated_pieces(const Panels& gate, const Input& input, const Input& hidden) const;
+  void gated_piece(const GatedPiece& piece, const Input& input, const Input& hidden, float* spare) const;
   static const std::byte* panel_at(const Piece& piece, const Place& at);
   static void share_ahead(const Piece& piece, const Place& at, Int8Tile& tile);
   void multiply_piece(const Piece& piece, const Input& input) const;

@@ -201,6 +201,26 @@ TEST_P(ManyRowsTest, SeveralWeightsOfOneInputEqualSingleOnes) {
   }
 }
 
+// The piecewise way writes nothing down, but computes the same as products and gate one after another.
+TEST_P(ManyRowsTest, FeedForwardEqualsItsParts) {
+  for (const auto& [n_ff, n_rows] : {std::pair(128, 4), {400, 7}, {1536, 65}, {4864, 300}}) {
+    const StoredWeight gate(Type::q4_K, n_ff, 256, 1), up(Type::q5_0, n_ff, 256, 2), down(Type::f16, 96, n_ff, 3);
+    const Weight* const weights[] = {&gate.weight, &up.weight, &down.weight};
+    const auto guard = cpu.unpack(weights);
+    const auto values = random_values(static_cast<size_t>(n_rows) * 256, 4);
+    const Scratch x = cpu.scratch(n_rows, 256), got = cpu.scratch(n_rows, 96), want = cpu.scratch(n_rows, 96);
+    cpu.upload(x, values.data());
+    for (const Gate act : {Gate::silu, Gate::gelu_tanh}) {
+      const GatedWeights parts = {&gate.weight, &up.weight, &down.weight, act};
+      cpu.feed_forward(parts, x, got);
+      cpu.Device::feed_forward(parts, x, want);
+      for (int64_t row = 0; row < n_rows; ++row) {
+        EXPECT_EQ(0, std::memcmp(got->row(row), want->row(row), 96 * sizeof(float))) << n_ff << " " << row;
+      }
+    }
+  }
+}
+
 TEST_P(ManyRowsTest, DecodersEqualThePlainLoops) {
   const RowDecoder decoder = choose_decoder(lower_features(machine_features(), GetParam()));
   for (const Type type : kTypes) {

@@ -8,13 +8,14 @@
 
 namespace winnow {
 
+/// y = act(x) * up; y may be x. [n]
+using GateOp = void(const float* x, const float* up, int64_t n, float* y);
+
 struct RowOps {
   /// y = x / sqrt(mean(x^2) + eps) * weight; y may be x. [n]
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
-  /// y = x * sigmoid(x) * up; y may be x. [n]
-  void (*silu_gated)(const float* x, const float* up, int64_t n, float* y);
-  /// y = gelu(x) * up, gelu by its tanh form; y may be x. [n]
-  void (*gelu_gated)(const float* x, const float* up, int64_t n, float* y);
+  GateOp* silu_gated;  // act(x) = x * sigmoid(x)
+  GateOp* gelu_gated;  // gelu by its tanh form
   /// x += y. [n]
   void (*add)(float* x, const float* y, int64_t n);
   /// x *= factor. [n]
