@@ -12,6 +12,7 @@
 #include "base/threads.h"
 #include "kernels/ref/attention.h"
 #include "methods/roster.h"
+#include "random_weights.h"
 
 namespace winnow::test {
 
@@ -77,7 +78,31 @@ class SiteFixture {
             .scale = scale,
             .softcap = 0,
             .window = 0,
+            .rope = rope_,
             .ops = ops};
+  }
+
+  /// Turns queries and keys by their positions. As they are filled, they are not turned at all.
+  void turn(const RopeArgs& args) {
+    rope_ = args;
+    for (int32_t row = 0; row < shape_.n_q; ++row) {
+      for (int32_t head = 0; head < shape_.n_head; ++head) turn(query(row, head), limit(row));
+    }
+    for (int32_t kv = 0; kv < shape_.n_head_kv; ++kv) {
+      for (int32_t slot = 0; slot < n_slots(kv); ++slot) turn(key(kv, slot), position(kv, slot));
+    }
+    store();
+  }
+  /// One head at a position, by the formula of RoPE.
+  void turn(float* values, int32_t position) const {
+    for (int32_t i = 0; i < rope_.n_rot / 2; ++i) {
+      const double angle = double{rope_.frequency[i]} * position;
+      float& first = values[rope_.neox ? i : 2 * i];
+      float& second = values[rope_.neox ? i + rope_.n_rot / 2 : 2 * i + 1];
+      const double a = double{first} * double{rope_.magnitude}, b = double{second} * double{rope_.magnitude};
+      first = static_cast<float>(a * std::cos(angle) - b * std::sin(angle));
+      second = static_cast<float>(a * std::sin(angle) + b * std::cos(angle));
+    }
   }
 
   MethodShape method_shape(int32_t n_layer = 1) const {
@@ -157,6 +182,7 @@ class SiteFixture {
   }
 
   SiteShape shape_;
+  RopeArgs rope_{};
   std::mt19937 random_;
   std::vector<float> q_;  // [n_q, n_head, head_dim]
   std::vector<Head> heads_;
@@ -220,9 +246,10 @@ inline std::vector<float> attend(const Site& site, const Selection& selection, c
   return o;
 }
 
-/// The only method of a spec, made for this fixture.
+/// The only method of a spec, made for this fixture. If it needs trained weights and none are named, it gets random
+/// ones.
 inline Method make_method(const std::string& text, const MethodShape& shape) {
-  const Spec spec = parse_spec(text);
+  const Spec spec = parse_spec(with_weights(text, shape));
   const MethodInfo& info = find_method(spec.name);
   return info.make(resolve(spec, info.params, info.texts), shape);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "random_weights.h"
 #include "tiny_gguf.h"
 
 namespace winnow {
@@ -24,7 +25,9 @@ struct TinyEngine {
                                       make_device(device, n_threads), options);
   }
   Engine* operator->() const { return engine.get(); }
-  Sequence start(const std::vector<std::string>& specs = {}) const {
+  /// A method that needs trained weights gets random ones.
+  Sequence start(std::vector<std::string> specs = {}) const {
+    for (std::string& spec : specs) spec = with_weights(spec, engine->method_shape());
     return engine->start(Policy(specs, engine->method_shape()));
   }
 };

@@ -11,6 +11,40 @@ struct Run {
   int32_t begin, end;
 };
 
+// Chunks that begin before slot `end`.
+int32_t n_before(const ChunkArgs& args, int32_t end) {
+  if (args.bounds.empty()) return static_cast<int32_t>(ceil_div(end, args.chunk));
+  return static_cast<int32_t>(std::lower_bound(args.bounds.begin(), args.bounds.end() - 1, end) - args.bounds.begin());
+}
+
+// The part of a chunk that lies before slot `end`.
+Run chunk_at(const ChunkArgs& args, int32_t chunk, int32_t end) {
+  if (args.bounds.empty()) return {chunk * args.chunk, std::min((chunk + 1) * args.chunk, end)};
+  const auto at = static_cast<size_t>(chunk);
+  return {args.bounds[at], std::min(args.bounds[at + 1], end)};
+}
+
+// Means over chunks of any length, of which the keys of some are held at once.
+void mean_keys(Ops& ops, const ChunkArgs& args, int32_t kv_head, std::vector<float>& means) {
+  constexpr int32_t kPiece = 4096;
+  const std::span<const int32_t> bounds = args.bounds;
+  const auto dim = static_cast<size_t>(args.q.head_dim);
+  means.assign((bounds.size() - 1) * dim, 0);
+  std::vector<int32_t> slots;
+  std::vector<float> keys;
+  size_t chunk = 0;
+  for (int32_t begin = 0; begin < bounds.back(); begin += kPiece) {
+    slots.resize(static_cast<size_t>(std::min(kPiece, bounds.back() - begin)));
+    std::iota(slots.begin(), slots.end(), begin);
+    ops.gather_keys(args.kv, kv_head, slots, keys);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      while (slots[i] >= bounds[chunk + 1]) ++chunk;
+      const auto share = 1 / static_cast<float>(bounds[chunk + 1] - bounds[chunk]);
+      for (size_t d = 0; d < dim; ++d) means[chunk * dim + d] += share * keys[i * dim + d];
+    }
+  }
+}
+
 // Long runs as blocks, what is left of them as columns.
 void push_runs(const std::vector<Run>& runs, HeadLists& lists) {
   for (const Run& run : runs) {
@@ -48,21 +82,21 @@ class Chunks {
   // Which of the first n_allowed slots, more than the budget, one block of rows gets.
   std::vector<Run> choose(std::span<const float> scores, int32_t n_allowed) const {
     const int32_t recent = n_allowed - args_.recent;
-    std::vector<int32_t> order(static_cast<size_t>(ceil_div(recent, args_.chunk)));
-    std::iota(order.begin(), order.end(), 0);
-    const auto better = [scores](int32_t a, int32_t b) {
+    std::vector<int32_t> heap(static_cast<size_t>(n_before(args_, recent)));  // the best on top
+    std::iota(heap.begin(), heap.end(), 0);
+    const auto worse = [scores](int32_t a, int32_t b) {
       const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
-      return x != y ? x > y : a < b;
+      return x != y ? x < y : a > b;
     };
-    int32_t left = args_.budget - args_.recent;
-    const auto n_most = std::min(std::ssize(order), static_cast<std::ptrdiff_t>(left / args_.chunk + 2));
-    std::partial_sort(order.begin(), order.begin() + n_most, order.end(), better);
+    std::make_heap(heap.begin(), heap.end(), worse);
     std::vector<Run> runs;
-    for (const int32_t chunk : order) {
-      if (left <= 0) break;
-      const int32_t begin = chunk * args_.chunk, end = std::min({begin + args_.chunk, recent, begin + left});
-      runs.push_back({begin, end});
-      left -= end - begin;
+    for (int32_t left = args_.budget - args_.recent; left > 0 && !heap.empty();) {
+      Run run = chunk_at(args_, heap.front(), recent);
+      std::pop_heap(heap.begin(), heap.end(), worse);
+      heap.pop_back();
+      run.end = std::min(run.end, run.begin + left);
+      runs.push_back(run);
+      left -= run.end - run.begin;
     }
     runs.push_back({recent, n_allowed});
     std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.begin < b.begin; });
@@ -96,12 +130,16 @@ std::vector<std::vector<float>> chunk_keys(Ops& ops, const ChunkArgs& args) {
   std::vector<std::vector<float>> keys(args.kv.heads.size());
   ops.for_each(std::ssize(keys), [&](int64_t head, int) {
     std::vector<float>& pooled = keys[static_cast<size_t>(head)];
-    ops.pool_keys(args.kv, static_cast<int32_t>(head), args.chunk, pooled);
+    if (args.bounds.empty()) {
+      ops.pool_keys(args.kv, static_cast<int32_t>(head), args.chunk, pooled);
+    } else {
+      mean_keys(ops, args, static_cast<int32_t>(head), pooled);
+    }
     const int32_t n_slots = args.kv.heads[static_cast<size_t>(head)].n_slots;
     const auto dim = static_cast<size_t>(args.q.head_dim);
     for (size_t i = 0; i < pooled.size(); ++i) {
-      const int32_t begin = static_cast<int32_t>(i / dim) * args.chunk;
-      pooled[i] *= std::sqrt(static_cast<float>(std::min(args.chunk, n_slots - begin)));
+      const Run chunk = chunk_at(args, static_cast<int32_t>(i / dim), n_slots);
+      pooled[i] *= std::sqrt(static_cast<float>(chunk.end - chunk.begin));
     }
   });
   return keys;

@@ -55,14 +55,6 @@ struct Weight {
 
 enum class Gate { silu, gelu_tanh };
 
-struct RopeArgs {
-  int32_t head_dim = 0;
-  int32_t n_rot = 0;                 // leading values of a head that turn; the rest stay
-  bool neox = true;                  // pairs (i, i + n_rot/2); else neighbours (2i, 2i+1)
-  float magnitude = 1;               // YaRN's attention factor, on both sine and cosine
-  const float* frequency = nullptr;  // [n_rot / 2] angle per position, scalings applied; host memory
-};
-
 /// Where new rows of K and V of one kv head go: row r to slot first_slot + r of the head's blocks.
 struct KvTarget {
   std::span<std::byte*const> k, v;  // all blocks of the head, those of the new slots among them

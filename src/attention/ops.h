@@ -81,9 +81,11 @@ struct ChunkArgs {
   std::span<const int32_t> limit;  // [n_rows]
   int32_t budget = 0;              // slots of a block of rows; at least sinks + recent
   int32_t block = 128;             // rows of a block: 64 or 128
-  int32_t chunk = 64;              // slots that are chosen together
+  int32_t chunk = 64;              // slots that are chosen together, where `bounds` is empty
   int32_t sinks = 0, recent = 0;   // first and last slots that every block sees; its own rows are among the last
   int32_t last_rows = 0;           // blocks that hold any of the last rows see everything
+  // Where chunks of any length begin, and the end, for all kv heads; these have the same slots then.
+  std::span<const int32_t> bounds{};
 };
 
 /// Key blocks of kBlockSlots slots that hold a logit which matters to a block of as many rows; see
@@ -107,6 +109,15 @@ struct CoverArgs {
   double share = 0.9;              // of the mass that is covered; above 1: all of it
   double distance = 0.1;           // of pooled from exact attention below which a head takes the pooled map's blocks
   int32_t least = 0, most = 0;     // blocks of a kind: key blocks, and distances
+};
+
+/// Rows of queries and slots of keys as they were before RoPE turned them.
+struct UnturnedArgs {
+  HeadsView q;                     // [n_rows, n_head, head_dim]
+  std::span<const int32_t> limit;  // [n_rows] positions of the rows
+  KvView kv;
+  RopeArgs rope;
+  int32_t block = 64;  // rows and slots of a block, the last one by its true length; of keys a power of two
 };
 
 class Ops {
@@ -137,6 +148,13 @@ class Ops {
   /// gather: keys of some slots of one kv head, in any order. -> [slots.size(), head_dim]. The default pools blocks of
   /// one slot, which reads the whole cache block around each.
   virtual void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys);
+
+  /// pool_unturned: the mean query before RoPE of each block of rows of one head. -> [ceil(n_rows / block), head_dim].
+  /// The default turns back what pool_queries and pool_keys give for blocks of one, in pieces.
+  virtual void pool_unturned_queries(const UnturnedArgs& args, int32_t head, std::vector<float>& pooled);
+  /// pool_unturned: of each block of slots of one kv head, the greatest, the least and the mean key before RoPE, value
+  /// by value. -> [ceil(n_slots / block), 3, head_dim]
+  virtual void pool_unturned_keys(const UnturnedArgs& args, int32_t kv_head, std::vector<float>& pooled);
 
   /// antidiagonal_scores: attention that blocks of rows give to blocks of slots, by the estimate of XAttention (arXiv
   /// 2503.16428, section 2). Rows (from row 0) and slots are cut into groups of `stride`. The logit of a row group and

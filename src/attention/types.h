@@ -38,6 +38,15 @@ struct HeadsView {  // [n_rows, n_head, head_dim]
   }
 };
 
+/// How positions turn the heads of queries and keys.
+struct RopeArgs {
+  int32_t head_dim = 0;
+  int32_t n_rot = 0;                 // leading values of a head that turn; the rest stay
+  bool neox = true;                  // pairs (i, i + n_rot/2); else neighbours (2i, 2i+1)
+  float magnitude = 1;               // YaRN's attention factor, on both sine and cosine
+  const float* frequency = nullptr;  // [n_rot / 2] angle per position, scalings applied; host memory
+};
+
 /// One kv head of one layer: its own number of slots, in blocks that may be shared with other sequences.
 struct KvHead {
   std::span<const std::byte* const> k;  // blocks of [kBlockSlots, head_dim] in KvView::k_type, keys after RoPE

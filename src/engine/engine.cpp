@@ -65,7 +65,7 @@ Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, con
 
 MethodShape Engine::method_shape() const {
   const ModelShape& shape = model_->shape();
-  return {shape.n_layer, shape.n_head, shape.n_head_kv, shape.head_dim};
+  return {shape.n_layer, shape.n_head, shape.n_head_kv, shape.head_dim, shape.architecture};
 }
 
 int32_t Engine::n_ctx() const {
@@ -278,6 +278,7 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
               attention.scale,
               attention.softcap,
               attention.window,
+              model_->rope(layer),
               *device_};
     std::vector<float> skip;
     if (attention.window == 0) skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);

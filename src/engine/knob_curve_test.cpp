@@ -101,7 +101,7 @@ TEST(KnobCurve, EverySelectorCanBeMeasuredInEveryModel) {
     const TinyEngine tiny(architecture);
     for (const MethodInfo* info : method_roster()) {
       if (info->knob.param.empty()) continue;
-      const std::vector<std::string> specs = {std::string(info->name)};
+      const std::vector<std::string> specs = {with_weights(std::string(info->name), tiny->method_shape())};
       for (const KnobPoint& point : measure_knob(*tiny.engine, specs, tokens).points) {
         EXPECT_GE(point.recall, 0) << info->name;
         EXPECT_LE(point.recall, 1 + 1e-6) << info->name;

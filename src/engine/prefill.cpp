@@ -207,6 +207,7 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
                .scale = attention.scale,
                .softcap = attention.softcap,
                .window = attention.window,
+               .rope = model_.rope(index),
                .ops = device_};
   if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
   // Attention's output takes the queries' place, and compressors look at the last queries afterwards.

@@ -7,8 +7,13 @@
 // tokens alone; all tokens of a chunk have its score. The budget goes to the last tokens first, then to the best
 // others; the first tokens take the places of the lowest ones that were picked. The prompt's last rows, an instruction
 // or a question, stay dense. Deviations:
-// - Chunks have equal lengths: the rule of the authors' second generation, which has no predictor of boundaries. The
-//   first one's predictor is left out: its number of heads, biases and file are not settled by what was published.
+// - Chunks begin where a trained predictor sees boundaries, as in the authors' first generation, if its weights are
+// given
+//   (parameter `weights`; methods/boundaries.h). They are found in the first layer that is asked and used in all.
+//   Without the file, and where kv heads hold different slots, chunks have equal lengths, as in the second generation,
+//   which has no predictor. What was published does not settle the number of the predictor's heads (4 or 8: parameter
+//   `heads`); that all its products have biases, and 1e-5 in its norm, are the usual choices. Where no logit is above
+//   `boundary` the last rows are the only other chunk.
 // - Each head chooses by its own means, as in the second generation; shared=1 averages queries and keys over all heads
 //   first, as the first does (where all heads have the same slots).
 // - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in what is read at once: with
@@ -17,19 +22,24 @@
 // - The rest as published: factors that are common to a block's scores are left out, and decode is dense.
 #include "attention/chunks.h"
 #include "base/error.h"
+#include "methods/boundaries.h"
 #include "methods/lists.h"
 
 namespace winnow {
 namespace {
 
+constexpr int64_t kBoundariesOfABlock = 8;  // of predicted ones, for each block of rows, at most
+
 struct Settings {
   int32_t budget, block, chunk, sinks, recent, last_rows;
   bool shared;
+  double boundary;
+  int32_t apart, heads;
 };
 
 class Dhsa final : public Selector {
  public:
-  explicit Dhsa(const Settings& settings) : s_(settings) {}
+  Dhsa(const Settings& settings, std::shared_ptr<const WeightsFile> file) : s_(settings), file_(std::move(file)) {}
 
   Selection select(const Site& site) override {
     if (site.q.n_rows <= std::max(1, s_.last_rows)) return {};
@@ -41,7 +51,11 @@ class Dhsa final : public Selector {
     const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
       return head.idx == nullptr && head.n_slots == kv.front().n_slots;
     });
-    const ChunkArgs chunks = chunks_of(site);
+    ChunkArgs chunks = chunks_of(site);
+    if (file_ != nullptr && alike) {
+      predict(site);
+      chunks.bounds = boundaries_;
+    }
     if (!s_.shared || !alike) return site.ops.select_chunks(chunks);
     HeadLists lists;
     push_chunks(site.ops, chunks, 0, {mean_queries(site), mean(chunk_keys(site.ops, chunks))}, lists);
@@ -49,6 +63,17 @@ class Dhsa final : public Selector {
   }
 
  private:
+  // Anew in the first layer of every prompt or chunk.
+  void predict(const Site& site) {
+    if (predicted_at_ >= 0 && site.layer > predicted_at_) return;
+    predicted_at_ = site.layer;
+    const std::vector<float> logits = boundary_logits(site, *file_, s_.heads);
+    boundaries_ = pick_boundaries(logits, {.least = s_.boundary,
+                                           .apart = s_.apart,
+                                           .last_rows = s_.last_rows,
+                                           .most = std::ssize(logits) / s_.block * kBoundariesOfABlock});
+  }
+
   static std::vector<float> mean(const std::vector<std::vector<float>>& of_heads) {
     std::vector<float> sum(of_heads.front().size());
     for (const std::vector<float>& values : of_heads) {
@@ -79,6 +104,9 @@ class Dhsa final : public Selector {
   }
 
   Settings s_;
+  std::shared_ptr<const WeightsFile> file_;  // null: no predictor
+  std::vector<int32_t> boundaries_;          // predicted
+  int32_t predicted_at_ = -1;                // the layer where they were
 };
 
 constexpr double kMany = 1e9;
@@ -90,23 +118,37 @@ constexpr ParamInfo kParams[] = {
     {"recent", "last tokens that a block sees, its own rows among them", 128, 128, kMany, true},
     {"last_rows", "last rows of the prompt that see everything", 64, 0, kMany, true},
     {"shared", "1: all heads choose together; 0: each by itself", 0, 0, 1, true},
+    {"boundary", "with weights: logit above which a chunk may begin behind a token", 1.1, -100, 100, false},
+    {"apart", "with weights: beginnings of chunks are more than so many tokens from each other", 8, 0, 1024, true},
+    {"heads", "with weights: heads of the predictor's attention", 8, 1, 1024, true},
     {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
 };
 
-Method make(const Params& params, const MethodShape&) {
+constexpr std::string_view kTexts[] = {"weights"};
+
+Method make(const Params& params, const MethodShape& shape) {
   const Settings settings = {.budget = params.whole("budget"),
                              .block = block_size(params, "dhsa"),
                              .chunk = params.whole("chunk"),
                              .sinks = params.whole("sinks"),
                              .recent = params.whole("recent"),
                              .last_rows = params.whole("last_rows"),
-                             .shared = params.flag("shared")};
+                             .shared = params.flag("shared"),
+                             .boundary = params.number("boundary"),
+                             .apart = params.whole("apart"),
+                             .heads = params.whole("heads")};
   if (settings.budget < int64_t{settings.sinks} + settings.recent) {
     fail("dhsa: budget={} must have room for sinks={} and recent={}, which are always seen", settings.budget,
          settings.sinks, settings.recent);
   }
+  std::shared_ptr<const WeightsFile> file;
+  if (!params.text("weights").empty()) {
+    const int32_t n = shape.n_head_kv * shape.head_dim;
+    if (n % settings.heads != 0) fail("dhsa: heads={} must divide {}, the values of a token's keys", settings.heads, n);
+    file = std::make_shared<const WeightsFile>(params.text("weights"), "dhsa", shape, boundary_weights(shape));
+  }
   Method method;
-  method.selector = std::make_unique<Dhsa>(settings);
+  method.selector = std::make_unique<Dhsa>(settings, std::move(file));
   return method;
 }
 
@@ -123,9 +165,10 @@ const MethodInfo& method_dhsa() {
       .neutral = "dhsa(budget=1000000000)",
       .params = kParams,
       .knob = {.param = "budget", .dense = 32768, .sparse = 512, .geometric = true},
-      .texts = {},
+      .texts = kTexts,
       .make = make,
       .calibrate = nullptr,
+      .weights = boundary_weights,
   };
   return kInfo;
 }

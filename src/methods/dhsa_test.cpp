@@ -4,6 +4,7 @@
 #include <numeric>
 #include <set>
 
+#include "methods/boundaries.h"
 #include "selected.h"
 
 namespace winnow {
@@ -129,6 +130,34 @@ TEST(Dhsa, SelectsWhatThePlainFormulasSelect) {
                   << shape.text() << ' ' << o.spec() << " head " << head << " row " << row << " slot " << slot;
             }
           }
+        }
+      }
+    }
+  }
+}
+
+TEST(Dhsa, ChunksBeginAtPredictedBoundaries) {
+  const SiteShape shape = {.n_q = 700, .n_k = 900, .n_head = 4, .n_head_kv = 2};
+  SiteFixture fixture(shape, 54);
+  const std::string path = temporary_path("dhsa.gguf");
+  write_weights(path, find_method("dhsa"), fixture.method_shape());
+  const WeightsFile file(path, "dhsa", fixture.method_shape(), boundary_weights(fixture.method_shape()));
+  const std::vector<int32_t> boundaries = pick_boundaries(boundary_logits(fixture.site(test::ref_ops()), file, 8),
+                                                          {.least = 0, .apart = 5, .last_rows = 30, .most = 56});
+  ASSERT_GT(boundaries.size(), 20U);
+  for (const Options& o : {Options{}, Options{.shared = true}}) {
+    std::string spec = o.spec();
+    spec.insert(spec.size() - 1, fmt::format(", boundary=0, apart=5, weights={}", path));
+    const Selection selection = select(spec, fixture);
+    for (int32_t head = 0; head < shape.n_head; ++head) {
+      const Matrix k = keys(fixture, o, head);
+      for (int begin = 0; begin < shape.n_q - 128; begin += o.block) {
+        const int end = begin + o.block, n_allowed = shape.n_k - shape.n_q + end;
+        const std::set<int> want = chosen(token_scores(queries(fixture, o, head, begin, end), k, boundaries), n_allowed,
+                                          o.budget, o.recent, o.sinks);
+        const std::vector<bool> mask = computed(selection, fixture, end - 1, head);
+        for (int slot = 0; slot < n_allowed; ++slot) {
+          ASSERT_EQ(mask[static_cast<size_t>(slot)], want.contains(slot)) << head << ' ' << begin << ' ' << slot;
         }
       }
     }

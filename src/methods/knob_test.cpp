@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "methods/roster.h"
+#include "random_weights.h"
 
 namespace winnow {
 namespace {
@@ -26,7 +27,7 @@ std::string error_of(const std::vector<std::string>& specs) {
 TEST(Knob, EveryMethodTakesItsKnobFromEndToEnd) {
   for (const MethodInfo* info : method_roster()) {
     if (info->knob.param.empty()) continue;
-    const std::vector<std::string> specs = {std::string(info->name)};
+    const std::vector<std::string> specs = {with_weights(std::string(info->name), kShape)};
     const KnobOwner owner = find_knob(specs);
     EXPECT_EQ(owner.info, info);
     EXPECT_EQ(knob_value(*info, 0), info->knob.dense) << info->name;

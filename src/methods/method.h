@@ -19,6 +19,7 @@ namespace winnow {
 /// What a method needs to know of a model to set itself up.
 struct MethodShape {
   int32_t n_layer = 0, n_head = 0, n_head_kv = 0, head_dim = 0;
+  std::string_view architecture{};  // as its file calls it; the model's own text
 };
 
 /// One layer of one sequence at one step, after its rows were appended to the cache. In layer-major prefill q holds
@@ -30,6 +31,7 @@ struct Site {
   std::span<const int32_t> limit;  // [n_rows] causal position of each row
   float scale = 1, softcap = 0;
   int32_t window = 0;  // > 0: a sliding-window layer; the engine asks no selector there
+  RopeArgs rope{};     // how positions turned q and the keys
   Ops& ops;
 };
 
@@ -97,6 +99,14 @@ struct Knob {
   bool geometric = false;        // values between the ends lie equal ratios apart, not equal steps
 };
 
+/// One tensor of a method's file of trained weights; see methods/weights_file.h.
+struct WeightTensor {
+  std::string name;            // of a layer: "gate_k.weight" is "blk.0.gate_k.weight" and so on in the file
+  std::vector<int64_t> shape;  // slowest first: [n_out, n_in] of a matrix
+  std::string_view meaning;    // a phrase
+  bool per_layer = true;       // false: one serves all layers, under its plain name
+};
+
 struct MethodInfo {
   std::string_view name;
   std::string_view title;  // one line for people
@@ -108,9 +118,13 @@ struct MethodInfo {
   // break-even that was measured; the engine looks at it, the method need not.
   std::span<const ParamInfo> params;
   Knob knob{};                              // of a selector; see knob.h
-  std::span<const std::string_view> texts;  // parameters that are texts: paths of calibration files
+  std::span<const std::string_view> texts;  // parameters that are texts: paths of files
   Method (*make)(const Params& params, const MethodShape& shape) = nullptr;
   std::unique_ptr<Calibration> (*calibrate)(const Params& params, const MethodShape& shape) = nullptr;
+  // What the file must hold that the text parameter "weights" names; null: there is no such parameter. Tests write
+  // random files by it.
+  std::vector<WeightTensor> (*weights)(const MethodShape& shape) = nullptr;
+  bool needs_weights = false;  // refuses to work without the file
 };
 
 }  // namespace winnow

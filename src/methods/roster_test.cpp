@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "random_weights.h"
 
 namespace winnow {
 namespace {
@@ -86,11 +87,10 @@ TEST(Policy, APrunerThatRevivesNeedsACacheThatKeeps) {
 TEST(Policy, RefusesTwoSelectorsWithBothNames) {
   std::vector<std::string> selectors;
   for (const MethodInfo* info : method_roster()) {
-    const std::string text(info->name);
-    if (info->parts.starts_with("selector")) selectors.push_back(text);
+    if (info->parts.starts_with("selector")) selectors.emplace_back(info->name);
   }
   for (size_t i = 1; i < selectors.size(); ++i) {
-    const std::string error = error_of({selectors[0], selectors[i]});
+    const std::string error = error_of({with_weights(selectors[0], kShape), with_weights(selectors[i], kShape)});
     EXPECT_THAT(error, HasSubstr(selectors[0]));
     EXPECT_THAT(error, HasSubstr(selectors[i] + " both"));
   }

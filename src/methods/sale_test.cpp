@@ -185,7 +185,7 @@ class SaleFile : public testing::Test {
   void TearDown() override { std::filesystem::remove(path_); }
 
  private:
-  std::string path_ = testing::TempDir() + "sale_" + testing::UnitTest::GetInstance()->current_test_info()->name();
+  std::string path_ = temporary_path("sale_") + testing::UnitTest::GetInstance()->current_test_info()->name();
 };
 
 TEST_F(SaleFile, CalibrationHalvesTauUntilTheErrorFits) {

@@ -227,7 +227,7 @@ TEST(TcaAttention, CalibrationKeepsMoreForAHigherRecallAndForFlatterHeads) {
 
 TEST(TcaAttention, FilesGiveEachKvHeadItsBudgetsAndAreCheckedFirst) {
   SiteFixture fixture({.n_q = 700, .n_k = 700, .n_head = 4, .n_head_kv = 2}, 65);
-  const std::string path = testing::TempDir() + "tca_attention_test.json";
+  const std::string path = temporary_path("tca_attention.json");
   nlohmann::json file = nlohmann::json::parse(calibrate(fixture, 0.9));
   const auto make = [&](const nlohmann::json& layers, const std::string& rest = "") {
     file["layers"] = layers;

@@ -244,19 +244,24 @@ Weight Gguf::weight(const std::string& tensor, int64_t n_out, int64_t n_in) cons
 }
 
 std::vector<float> Gguf::vector(const std::string& tensor, int64_t n) const {
-  const Tensor& found = checked(*this, find(tensor), tensor, {n});
-  std::vector<float> values(static_cast<size_t>(n));
-  const auto type = static_cast<Type>(found.type_id);
+  return values(checked(*this, find(tensor), tensor, {n}));
+}
+
+std::vector<float> Gguf::values(const Tensor& tensor) const {
+  size_t n = 1;
+  for (const int64_t extent : tensor.shape) n *= static_cast<size_t>(extent);
+  std::vector<float> values(n);
+  const auto type = static_cast<Type>(tensor.type_id);
   if (type == Type::f32) {
-    std::memcpy(values.data(), found.data, found.bytes);
+    std::memcpy(values.data(), tensor.data, tensor.bytes);
     return values;
   }
   if (type != Type::f16 && type != Type::bf16) {
-    fail("{}: tensor {} is stored as {}; winnow reads vectors in f32, f16 and bf16", path_, tensor, found.type_name);
+    fail("{}: tensor {} is stored as {}; winnow reads it in f32, f16 and bf16", path_, tensor.name, tensor.type_name);
   }
   for (size_t i = 0; i < values.size(); ++i) {
     uint16_t bits = 0;
-    std::memcpy(&bits, found.data + i * sizeof(bits), sizeof(bits));
+    std::memcpy(&bits, tensor.data + i * sizeof(bits), sizeof(bits));
     values[i] = type == Type::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   }
   return values;

@@ -39,6 +39,8 @@ class Gguf {
   Weight weight(const std::string& tensor, int64_t n_out, int64_t n_in) const;
   /// A vector as float32. Throws as `weight`.
   std::vector<float> vector(const std::string& tensor, int64_t n) const;
+  /// All values of a tensor as float32, row after row. Throws Error where it is not stored in f32, f16 or bf16.
+  std::vector<float> values(const Tensor& tensor) const;
 
  protected:
   const Tensor* find(std::string_view tensor) const;

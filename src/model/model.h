@@ -31,6 +31,8 @@ class Model {
   virtual ~Model() = default;
   const ModelShape& shape() const { return shape_; }
   virtual AttnShape attention(int32_t layer) const = 0;
+  /// How positions turn its queries and keys; n_rot 0: not at all.
+  virtual RopeArgs rope(int32_t layer) const = 0;
 
   /// x [n_rows, n_embd]
   virtual void embed(Device& device, std::span<const int32_t> tokens, Mat x) const = 0;

@@ -65,6 +65,8 @@ class Gemma3 : public Decoder {
     return shape;
   }
 
+  RopeArgs rope(int32_t layer) const override { return (is_local(layer) ? local_rope_ : rope_).args(); }
+
   void qkv(Device& device, int32_t layer, Mat x, std::span<const int32_t> position, Mat q, Mat k,
            Mat v) const override {
     project(device, attention_part(layer), x, {q, k, v});

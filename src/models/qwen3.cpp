@@ -16,6 +16,8 @@ class Qwen3 : public Decoder {
     }
   }
 
+  RopeArgs rope(int32_t /*layer*/) const override { return rope_.args(); }
+
   void qkv(Device& device, int32_t layer, Mat x, std::span<const int32_t> position, Mat q, Mat k,
            Mat v) const override {
     project(device, attention_part(layer), x, {q, k, v});

@@ -85,10 +85,10 @@ void CpuDevice::rms_norm_heads(HeadsView x, const float* weight, float eps) {
 
 void CpuDevice::rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) {
   const auto half = static_cast<size_t>(args.n_rot / 2);
-  const cpu::RopeAngles& angles = rope_tables_.of(args);
+  const RopeAngles& angles = rope_tables_.of(args);
   constexpr int64_t kRowsAtOnce = 64;
   pool_.parallel_for((x.n_rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t piece, int /*thread*/) {
-    cpu::RopeAngles::Cursor row = angles.cursor();
+    RopeAngles::Cursor row = angles.cursor();
     std::vector<float> first(half), second(half);
     const int64_t end = std::min(x.n_rows, (piece + 1) * kRowsAtOnce);
     for (int64_t r = piece * kRowsAtOnce; r < end; ++r) {

@@ -2,10 +2,10 @@
 // of many rows from weights unpacked to 8-bit codes, attention kernels of its own.
 #pragma once
 
+#include "attention/rope_angles.h"
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/many_rows.h"
 #include "kernels/cpu/peak.h"
-#include "kernels/cpu/rope_angles.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/host_device.h"
 
@@ -62,7 +62,7 @@ class CpuDevice : public HostDevice {
   CpuContext context_;
   const RowOps* ops_;
   ManyRows many_rows_;
-  cpu::RopeTables rope_tables_;
+  RopeTables rope_tables_;
 };
 
 }  // namespace winnow

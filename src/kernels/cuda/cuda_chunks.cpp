@@ -10,6 +10,7 @@
 namespace winnow::cuda {
 
 Selection CudaDevice::select_chunks(const ChunkArgs& args) {
+  if (!args.bounds.empty()) return Ops::select_chunks(args);  // on the host
   const auto lock = begin();
   const DeviceKv tables = kv_tables_.of(args.kv);
   const StagedKv kv = staged(args.kv, tables);

@@ -1,5 +1,6 @@
 // winnow methods: every attention method with its paper, parts, parameters and their ranges.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "command.h"
 #include "methods/roster.h"
@@ -35,7 +36,30 @@ Json to_json(const MethodInfo& method) {
           {"params", params},
           {"knob", knob_json(method.knob)},
           {"texts", std::vector<std::string>(method.texts.begin(), method.texts.end())},
-          {"calibrates", method.calibrate != nullptr}};
+          {"calibrates", method.calibrate != nullptr},
+          {"needs_weights", method.needs_weights}};
+}
+
+// The layout of a file of trained weights, for a model of plain sizes: its rule is easier seen than told.
+void print_weights(const MethodInfo& method) {
+  constexpr MethodShape kExample = {
+      .n_layer = 28, .n_head = 12, .n_head_kv = 2, .head_dim = 128, .architecture = "qwen2"};
+  fmt::print(
+      "\nweights: a GGUF file of trained weights; {} none comes with winnow. Its facts name method and model, here\n"
+      "one of {} layers, {} heads, {} kv heads of size {}:\n"
+      "  general.architecture = \"winnow-weights\", winnow.method = \"{}\", winnow.model.architecture = \"{}\",\n"
+      "  winnow.model.n_layer = {}, winnow.model.n_head = {}, winnow.model.n_head_kv = {}, winnow.model.head_dim = {}\n"
+      "Its tensors, in f32, f16 or bf16; LAYER counts from 0, and a layer without its tensors is dense:\n",
+      method.needs_weights ? "the method does not work without one, and" : "the method works without one, and",
+      kExample.n_layer, kExample.n_head, kExample.n_head_kv, kExample.head_dim, method.name, kExample.architecture,
+      kExample.n_layer, kExample.n_head, kExample.n_head_kv, kExample.head_dim);
+  Table table({"tensor", "shape", "meaning"});
+  table.align_left();
+  for (const WeightTensor& tensor : method.weights(kExample)) {
+    table.add({(tensor.per_layer ? "blk.LAYER." : "") + tensor.name, fmt::format("{}", fmt::join(tensor.shape, " x ")),
+               std::string(tensor.meaning)});
+  }
+  fmt::print("{}", table.text());
 }
 
 void print_method(const MethodInfo& method) {
@@ -55,6 +79,7 @@ void print_method(const MethodInfo& method) {
         {std::string(text), "none", "a file", method.calibrate != nullptr ? "what `winnow calibrate` wrote" : "path"});
   }
   fmt::print("\n{}", table.text());
+  if (method.weights != nullptr) print_weights(method);
   const Knob& knob = method.knob;
   if (knob.param.empty()) return;
   fmt::print("\n--target-recall and --target-speedup turn {}: {} computes most, {} least.\n", knob.param, knob.dense,

@@ -1,9 +1,9 @@
-#include "kernels/cpu/rope_angles.h"
+#include "attention/rope_angles.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace winnow::cpu {
+namespace winnow {
 
 RopeAngles::RopeAngles(const RopeArgs& args) : frequency_(args.frequency, args.frequency + args.n_rot / 2) {
   cosine_.reserve(kStep * frequency_.size());
@@ -54,4 +54,28 @@ const RopeAngles& RopeTables::of(const RopeArgs& args) {
   return tables_.emplace_back(args);
 }
 
-}  // namespace winnow::cpu
+Turn::Turn(const RopeArgs& rope, Way way)
+    : rope_(rope),
+      sign_(way == Way::forth ? 1.0F : -1.0F),
+      magnitude_(way == Way::forth ? rope.magnitude : 1 / rope.magnitude),
+      angles_(rope),
+      row_(angles_.cursor()) {}
+
+void Turn::operator()(float* values, int32_t position) {
+  angles_.move(position, magnitude_, row_);
+  const auto half = static_cast<int64_t>(rope_.n_rot / 2);
+  const float* cosine = row_.row_cosine.data();
+  const float* sine = row_.row_sine.data();
+  const auto turn = [&](int64_t i, float& first, float& second) {
+    const float a = first, b = second, s = sign_ * sine[i];
+    first = a * cosine[i] - b * s;
+    second = a * s + b * cosine[i];
+  };
+  if (rope_.neox) {
+    for (int64_t i = 0; i < half; ++i) turn(i, values[i], values[i + half]);
+  } else {
+    for (int64_t i = 0; i < half; ++i) turn(i, values[2 * i], values[2 * i + 1]);
+  }
+}
+
+}  // namespace winnow

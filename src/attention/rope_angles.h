@@ -6,9 +6,9 @@
 #include <deque>
 #include <vector>
 
-#include "attention/device.h"
+#include "attention/types.h"
 
-namespace winnow::cpu {
+namespace winnow {
 
 /// For one set of frequencies. In double, so that a float32 result is off by its rounding alone, and does not depend on
 /// the rows beside it.
@@ -42,4 +42,20 @@ class RopeTables {
   std::deque<RopeAngles> tables_;
 };
 
-}  // namespace winnow::cpu
+/// Turns heads by the positions of their rows as RoPE does, or back to what they were before. One thread's.
+class Turn {
+ public:
+  enum class Way { forth, back };
+  /// `rope.n_rot` may be 0: nothing turns.
+  Turn(const RopeArgs& rope, Way way);
+  /// values: [head_dim]
+  void operator()(float* values, int32_t position);
+
+ private:
+  RopeArgs rope_;
+  float sign_, magnitude_;
+  RopeAngles angles_;
+  RopeAngles::Cursor row_;
+};
+
+}  // namespace winnow
