@@ -3,7 +3,9 @@
   echo '{"model": "x.gguf", "threads": 2, "mode": "dense", "prompt": 2048, "gen": 0, "reps": 1, "ids": []}' |
       python openvino_worker.py
 
-mode: dense, xattention or trishape. The prompt: ids, or where there are none random ones, as llama-bench takes them; the
+mode: dense, xattention or trishape. With "prompts", a list of {"ids": [...], "n_gen": N}, each is answered by the
+likeliest tokens until the model ends or N are there, and a line is printed for each: its text, its number of tokens and
+the seconds until the first one. Otherwise it is timed. The prompt: ids, or where there are none random ones, as llama-bench takes them; the
 first run after loading warms up and is not counted. Prints one JSON object: prefill_tok_s and, where gen > 1, decode_tok_s, each a list over reps.
 """
 import json
@@ -34,8 +36,30 @@ def scheduler(mode, n_tokens):
     return config
 
 
+def inputs_of(ids):
+    ids = numpy.array([ids], dtype=numpy.int64)
+    return openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
+
+
+def answer(pipe, prompts):
+    settings = pipe.get_generation_config()
+    settings.do_sample = False
+    settings.ignore_eos = False
+    pipe.generate(inputs_of(prompts[0]["ids"][:64]), settings, max_new_tokens=1)
+    for prompt in prompts:
+        settings.max_new_tokens = prompt["n_gen"]
+        found = pipe.generate(inputs_of(prompt["ids"]), settings)
+        print(json.dumps({"answer": pipe.get_tokenizer().decode(found.tokens[0]), "n_gen": len(found.tokens[0]),
+                          "ttft_s": found.perf_metrics.get_ttft().mean / 1000}), flush=True)
+
+
 def main():
     task = json.load(sys.stdin)
+    if "prompts" in task:
+        longest = max(len(prompt["ids"]) for prompt in task["prompts"])
+        answer(openvino_genai.LLMPipeline(task["model"], "CPU", scheduler_config=scheduler(task["mode"], longest),
+                                          INFERENCE_NUM_THREADS=task["threads"]), task["prompts"])
+        return
     pipe = openvino_genai.LLMPipeline(task["model"], "CPU", scheduler_config=scheduler(task["mode"], task["prompt"]),
                                       INFERENCE_NUM_THREADS=task["threads"])
     settings = openvino_genai.GenerationConfig()
@@ -45,9 +69,8 @@ def main():
     dice = random.Random(1)
 
     def generate(n_tokens, chosen=()):
-        ids = numpy.array([chosen or [dice.randrange(VOCABULARY) for _ in range(n_tokens)]], dtype=numpy.int64)
-        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
-        return pipe.generate(inputs, settings).perf_metrics
+        ids = chosen or [dice.randrange(VOCABULARY) for _ in range(n_tokens)]
+        return pipe.generate(inputs_of(ids), settings).perf_metrics
 
     generate(64)
     prefill, decode = [], []

@@ -145,6 +145,7 @@ TEST_P(EveryMethod, DescribesItself) {
   EXPECT_EQ(method.compressor != nullptr, has("compressor"));
   EXPECT_EQ(method.pruner != nullptr, has("pruner"));
   EXPECT_EQ(method.skip.prefill > 0 || method.skip.decode > 0, has("skip-softmax"));
+  EXPECT_EQ(info.knob.param.empty(), !has("selector")) << "what selects has a knob";
 }
 
 TEST_P(EveryMethod, KeepsTheLawsOnAllShapesAndParameters) {

@@ -49,6 +49,7 @@ struct RunStats {
   int64_t recall_n = 0;
   double recall() const { return recall_n == 0 ? 1.0 : recall_sum / static_cast<double>(recall_n); }
   double select_share() const { return prefill_s == 0 ? 0 : select_s / prefill_s; }
+  double decode_select_share() const { return decode_s == 0 ? 0 : decode_select_s / decode_s; }
 };
 
 /// Tokens with their cache, methods and figures.

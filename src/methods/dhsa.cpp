@@ -122,6 +122,7 @@ const MethodInfo& method_dhsa() {
       .parts = "selector",
       .neutral = "dhsa(budget=1000000000)",
       .params = kParams,
+      .knob = {.param = "budget", .dense = 32768, .sparse = 512, .geometric = true},
       .texts = {},
       .make = make,
       .calibrate = nullptr,

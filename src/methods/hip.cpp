@@ -152,6 +152,7 @@ const MethodInfo& method_hip() {
       .parts = "selector",
       .neutral = "hip(k=1000000000)",
       .params = kParams,
+      .knob = {.param = "k", .dense = 16384, .sparse = 128, .geometric = true},
       .texts = {},
       .make = make,
       .calibrate = nullptr,

@@ -89,6 +89,14 @@ class Calibration {
   virtual std::string result() const = 0;
 };
 
+/// The one parameter that trades what a method computes for what it misses, for users who ask for a recall or a
+/// speed-up instead of a value.
+struct Knob {
+  std::string_view param;        // of the method's own; empty: it has no knob
+  double dense = 0, sparse = 0;  // the range worth turning, from most to least computed; either may be the larger
+  bool geometric = false;        // values between the ends lie equal ratios apart, not equal steps
+};
+
 struct MethodInfo {
   std::string_view name;
   std::string_view title;  // one line for people
@@ -99,6 +107,7 @@ struct MethodInfo {
   // A selector has the parameter "min_len": tokens in the cache below which it answers dense. Its initial value is the
   // break-even that was measured; the engine looks at it, the method need not.
   std::span<const ParamInfo> params;
+  Knob knob{};                              // of a selector; see knob.h
   std::span<const std::string_view> texts;  // parameters that are texts: paths of calibration files
   Method (*make)(const Params& params, const MethodShape& shape) = nullptr;
   std::unique_ptr<Calibration> (*calibrate)(const Params& params, const MethodShape& shape) = nullptr;

@@ -369,6 +369,7 @@ const MethodInfo& method_minference() {
       .parts = "selector",
       .neutral = "minference(s_size=1000000000)",
       .params = kParams,
+      .knob = {.param = "ratio", .dense = 4, .sparse = 0.1, .geometric = true},
       .texts = kTexts,
       .make = make,
       .calibrate = calibrate,

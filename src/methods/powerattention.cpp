@@ -102,6 +102,7 @@ const MethodInfo& method_powerattention() {
       .parts = "selector",
       .neutral = "powerattention(window=1000000000)",
       .params = kParams,
+      .knob = {.param = "window", .dense = 128, .sparse = 1, .geometric = true},
       .texts = {},
       .make = make,
       .calibrate = nullptr,

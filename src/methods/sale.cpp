@@ -198,6 +198,7 @@ const MethodInfo& method_sale() {
       .parts = "selector",
       .neutral = "sale(tau=0)",
       .params = kParams,
+      .knob = {.param = "tau", .dense = 0.0001, .sparse = 0.2, .geometric = true},
       .texts = kTexts,
       .make = make,
       .calibrate = calibrate,

@@ -107,6 +107,7 @@ const MethodInfo& method_streaming_llm() {
       .parts = "selector, compressor",
       .neutral = "streaming_llm(window=1000000000)",
       .params = kParams,
+      .knob = {.param = "window", .dense = 32768, .sparse = 128, .geometric = true},
       .texts = {},
       .make = make,
       .calibrate = nullptr,

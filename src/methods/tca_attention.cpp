@@ -454,6 +454,7 @@ const MethodInfo& method_tca_attention() {
       .parts = "selector, compressor",
       .neutral = "tca_attention(window=1000000000)",
       .params = kParams,
+      .knob = {.param = "mu", .dense = 6, .sparse = 0},
       .texts = kTexts,
       .make = make,
       .calibrate = calibrate,

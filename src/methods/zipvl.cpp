@@ -291,6 +291,7 @@ const MethodInfo& method_zipvl() {
       .parts = "selector, compressor",
       .neutral = "zipvl(tau=1)",
       .params = kParams,
+      .knob = {.param = "tau", .dense = 0.999, .sparse = 0.8},
       .texts = {},
       .make = make,
       .calibrate = nullptr,

@@ -124,7 +124,7 @@ class Help(Case):
 
 class Run(Case):
     KEYS = ("model method device threads answer finish n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density "
-            "select_share kv_bytes peak_bytes").split()
+            "recall select_share decode_select_share kv_bytes peak_bytes").split()
 
     def test_streams_an_answer(self):
         for architecture in ("llama", "qwen2", "gemma3"):
@@ -157,6 +157,11 @@ class Run(Case):
     def test_stats_on_request(self):
         done = winnow("run", "-m", model(), "-p", "Hello", "-n", 4, "--stats")
         self.assertRegex(done.stderr.decode(), r"^\[dense: \d+ tokens read in .* tok/s.*density 100.0%, KV .*\]\n$")
+
+    def test_what_was_left_out_is_told(self):
+        done = winnow("run", "-m", model(), "--raw", "-f", path("text.txt"), "-n", 4, "--stats", "--method",
+                      "powerattention(block=64, window=1, full=0)")
+        self.assertRegex(done.stderr.decode(), r"answered at .* \(selecting .*%\), density .*%, recall .*%, selecting ")
 
     def test_stop_text_ends_the_answer(self):
         (free,) = self.lines("run", "-m", model(), "--raw", "-p", "Hello", "-n", 12)
@@ -286,8 +291,8 @@ class Compare(Case):
 
 
 class Bench(Case):
-    KEYS = ("model method device threads n_prompt n_gen depth prefill_tok_s decode_tok_s ttft_s density select_share "
-            "kv_bytes peak_bytes").split()
+    KEYS = ("model method device threads n_prompt n_gen depth prefill_tok_s decode_tok_s ttft_s density recall "
+            "select_share decode_select_share kv_bytes peak_bytes").split()
 
     def test_a_line_for_each_length_depth_and_method(self):
         rows = self.lines("bench", "-m", model(), "--prompt", "64,128", "--gen", 4, "--depth", "0,64", "--reps", 1,
@@ -470,6 +475,8 @@ class Facts(Case):
         for name in names:
             self.assertIn(name, self.good("methods", name))
         self.assertIn("window", self.good("methods", "streaming_llm"))
+        self.assertIn("--target-recall and --target-speedup turn gamma", self.good("methods", "flexprefill"))
+        self.assertNotIn("--target", self.good("methods", "snapkv"))
         self.refused("methods", "magic", says=["magic", "flexprefill"])
 
     def test_kernels(self):
@@ -490,6 +497,73 @@ class Facts(Case):
         os.chmod(path("share/scripts/pull"), 0o755)
         self.assertEqual(self.good("pull", "some-model", env={"WINNOW_SHARE": path("share")}), "pulled some-model\n")
         self.refused("pull", "x", env={"WINNOW_SHARE": path("nowhere")}, says=["nowhere", "WINNOW_SHARE"])
+
+
+class Target(Case):
+    METHOD = ("--method", "streaming_llm(sinks=2, cache=0)")
+
+    def setUp(self):
+        self.cache = {"XDG_CACHE_HOME": path("cache")}
+
+    def tearDown(self):
+        shutil.rmtree(path("cache"), ignore_errors=True)
+
+    def curves(self):
+        return sorted(os.listdir(path("cache/winnow/knobs")))
+
+    def test_recall(self):
+        base = ("compare", "-m", model(), "-f", path("text.txt"), "-p", "What?", "-n", 2, *self.METHOD)
+        windows = []
+        for recall in (0.5, 0.9):
+            dense, row = self.lines(*base, "--target-recall", recall, env=self.cache)
+            self.assertNotIn("target", dense)
+            target = row["target"]
+            self.assertEqual((target["recall"], target["param"]), (recall, "window"))
+            self.assertIn(f"window={target['value']:.0f}", row["method"])
+            self.assertGreaterEqual(target["foretold"]["recall"], recall - 1e-9)
+            self.assertEqual(target["achieved"]["recall"], row["recall"])
+            windows.append(target["value"])
+            self.assertEqual(len(self.curves()), 1)  # measured once
+        self.assertLess(*windows)
+        self.assertIn("window=", self.good(*base, "--target-recall", 0.9, env=self.cache))
+        # A broken file is measured anew, and a folder that cannot be written is no reason to stop.
+        name = path("cache/winnow/knobs/" + self.curves()[0])
+        with open(name, "w") as file:
+            file.write('{"key": 3')
+        self.lines(*base, "--target-recall", 0.9, env=self.cache)
+        with open(name) as file:
+            self.assertEqual(len(json.load(file)["points"]), 9)
+
+    def test_speedup(self):
+        (row,) = self.lines("bench", "-m", model(), "--prompt", 2048, "--gen", 0, "--reps", 1, *self.METHOD,
+                            "--target-speedup", 1, env=self.cache)
+        self.assertEqual(row["target"]["speedup"], 1)
+        self.assertGreater(row["target"]["achieved"]["speedup"], 0)
+        self.refused("bench", "-m", model(), "--prompt", 2048, *self.METHOD, "--target-speedup", 500,
+                     says=["500 cannot be had at 2048 tokens", "attention is"], env=self.cache)
+        self.refused("run", "-m", model(), "--raw", "-p", "Hello", "--method", "flexprefill", "--target-speedup", 1.5,
+                     says=["at 5 tokens", "4,096", "flexprefill"], env=self.cache)
+
+    def test_every_command_with_methods_takes_a_target(self):
+        text, recall = path("text.txt"), (*self.METHOD, "--target-recall", 0.8)
+        (row,) = self.lines("run", "-m", model(), "--raw", "-f", text, "-n", 2, *recall, env=self.cache)
+        self.assertEqual(row["target"]["achieved"]["density"], row["density"])
+        (row,) = self.lines("perplexity", "-m", model(), "-f", text, "-c", 512, *recall, env=self.cache)
+        self.assertEqual(row["target"]["param"], "window")
+        done = winnow("chat", "-m", model(), "-f", text, "-n", 2, "--stats", *recall, stdin=b"Hi\nHo\n/reset\nHi\n",
+                      env=self.cache)
+        self.assertEqual((done.returncode, done.stderr.count(b"for recall 0.8 (foretold")), (0, 2))
+        self.good("logits", "-m", model(), "-f", text, "-c", 600, "-o", path("logits.npy"), *recall, env=self.cache)
+        os.remove(path("logits.npy"))
+
+    def test_refusals(self):
+        base = ("run", "-m", model(), "--raw", "-p", "x")
+        self.refused(*base, "--target-recall", 0.9, says=["dense attention has no knob", "flexprefill"])
+        self.refused(*base, "--method", "snapkv", "--target-recall", 0.9, says=["snapkv has no knob", "minference"])
+        self.refused(*base, "--method", "flexprefill(gamma=0.9)", "--target-recall", 0.9, says=["gamma=0.9", "leave"])
+        self.refused(*base, "--method", "flexprefill", "--target-recall", 1.5, says="1.5", code=2)
+        self.refused(*base, *self.METHOD, "--target-recall", 0.9, "--target-speedup", 2, says="--target", code=2)
+        self.refused("bench", "-m", model(), "--batch", 2, *self.METHOD, "--target-recall", 0.9, says="--batch")
 
 
 class Calibrate(Case):

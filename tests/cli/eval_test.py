@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import unittest
 
@@ -95,6 +96,27 @@ class Eval(EvalCase):
             self.eval(*self.ARGS)
             texts.append(timing.sub("", read(os.path.join(self.out, "samples.jsonl")).decode()))
         self.assertEqual(*texts)
+
+    def test_parts_of_a_run_are_the_run(self):
+        self.eval(*self.ARGS)
+        whole = {(line["task"], line["length"], line["index"], line["method"]): line["prompt_hash"]
+                 for line in self.samples()}
+        parts = {}
+        for first in range(2):
+            shutil.rmtree(self.out)
+            self.eval(*self.ARGS[:4], "--samples", 1, "--first", first, *self.ARGS[6:])
+            parts |= {(line["task"], line["length"], line["index"], line["method"]): line["prompt_hash"]
+                      for line in self.samples()}
+        self.assertEqual(parts, whole)
+
+    def test_a_target_sets_the_knob_for_each_length(self):
+        cache = {"XDG_CACHE_HOME": path("cache")}
+        self.eval("--task", "niah_single_1", "--length", "1500,3000", "--samples", 1, "--method",
+                  "streaming_llm(sinks=4, cache=0)", "--target-recall", 0.7, env=cache)
+        shutil.rmtree(path("cache"))
+        lines = [line for line in self.samples() if line["method"] != "dense"]
+        self.assertEqual([line["method"] for line in lines], ["streaming_llm(sinks=4, cache=0) at recall 0.7"] * 2)
+        self.assertEqual([line["target"]["foretold"]["n_tokens"] for line in lines], [1024, 2048])
 
     def test_an_interrupted_run_goes_on(self):
         command = [WINNOW, "eval", "-m", model(), "--out", self.out, "--task", "niah_single_1", "--length", "3000",
@@ -253,7 +275,8 @@ class RulerLines(EvalCase):
         for file in files:
             for index, text in enumerate(read(file).decode().splitlines()):
                 line = json.loads(text)
-                self.assertEqual(list(line), ["index", "input", "outputs", "length", "answer_prefix"])
+                self.assertEqual(list(line), ["index", "input", "outputs", "length", "answer_prefix", "prompt",
+                                              "metric", "n_gen"])
                 self.assertEqual(line["index"], index)
                 self.assertLessEqual(line["length"], 4096)
                 self.assertEqual(independent_score("all", " ".join(line["outputs"]), line["outputs"]), 1)
@@ -278,6 +301,41 @@ class RulerLines(EvalCase):
         for line in lines:
             self.assertEqual(line["score"], independent_score(line["metric"], line["answer"], line["outputs"]))
         self.assertGreaterEqual(sum(line["score"] for line in lines), 3)
+
+
+class Accuracy(EvalCase):
+    """bench/accuracy: many processes of winnow eval, one table."""
+
+    def accuracy(self, what, *args):
+        script = os.path.join(os.path.dirname(__file__), "..", "..", "bench", "accuracy")
+        done = subprocess.run([sys.executable, script, what, "--out", self.out, "--winnow", WINNOW, "-m", model(), "--task",
+                               "niah_single_1,vt", "--length", "2000,3000", "--method", "streaming_llm", "--ctx", "4096",
+                               *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        return done.stdout.decode()
+
+    def test_parts_side_by_side_make_the_lines_of_one_run(self):
+        work = ("--samples", "3", "--unit", "2", "--jobs", "2", "--threads", "2")
+        self.accuracy("run", *work, "--minutes", "0.003")
+        before = self.samples()
+        self.assertLess(len(before), 24)
+        shutil.rmtree(os.path.join(self.out, "parts"))  # only the two files go from machine to machine
+        self.accuracy("run", *work)
+        lines = self.samples()
+        self.assertEqual([line for line in lines if line in before], before)
+        timing = ("ttft_s", "prefill_tok_s", "decode_tok_s", "select_share", "peak_bytes")
+        untimed = [{name: value for name, value in line.items() if name not in timing} for line in lines]
+        table = self.accuracy("table")
+        for word in ("2,048 tokens", "niah_single_1 | vt | mean (95 %)", "| streaming_llm |", "| dense |"):
+            self.assertIn(word, table)
+        self.assertIn("24 samples, 2 methods", self.good("report", self.out, "-o", path("page.html")))
+        os.remove(path("page.html"))
+        shutil.rmtree(self.out)
+        self.eval("--task", "niah_single_1,vt", "--length", "2000,3000", "--samples", 3, "--method", "streaming_llm",
+                  "--threads", 2)
+        alone = [{name: value for name, value in line.items() if name not in timing} for line in self.samples()]
+        key = lambda line: (line["task"], line["length"], line["index"], line["method"])
+        self.assertEqual(untimed, sorted(alone, key=key))
 
 
 if __name__ == "__main__":

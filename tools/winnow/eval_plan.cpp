@@ -22,7 +22,9 @@ using eval::Sample;
 EvalTask user_task(const EvalOptions& options, const std::string& path, const Loaded& loaded,
                    const PromptMaker& maker) {
   std::vector<Sample> samples = eval::parse_user_task(path, read_text(path));
-  if (std::ssize(samples) > options.n_samples) samples.resize(static_cast<size_t>(options.n_samples));
+  if (std::ssize(samples) > options.first + options.n_samples) {
+    samples.resize(static_cast<size_t>(options.first + options.n_samples));
+  }
   const int64_t n_ctx = loaded.engine->n_ctx();
   for (size_t i = 0; i < samples.size(); ++i) {
     const int64_t n = maker.n_tokens(samples[i]) + samples[i].n_gen;
@@ -35,7 +37,8 @@ EvalTask user_task(const EvalOptions& options, const std::string& path, const Lo
   task.name = std::filesystem::path(path).stem().string();
   task.metric = "all";
   task.lengths = {0};
-  task.n_samples = std::ssize(samples);
+  task.first = options.first;
+  task.end = std::ssize(samples);
   task.make = [samples](const Request&) { return eval::make_user_task(samples); };
   return task;
 }
@@ -48,7 +51,8 @@ EvalTask known_task(const EvalOptions& options, const std::string& name, int64_t
   task.n_gen = info.n_gen;
   task.reserves = info.reserves;
   task.kind = info.kind;
-  task.n_samples = options.n_samples;
+  task.first = options.first;
+  task.end = options.first + options.n_samples;
   task.make = info.make;
   if (info.kind != eval::TaskKind::answer && !options.text.empty()) {
     task.make = [path = options.text, text = read_text(options.text)](const Request& request) {
@@ -67,25 +71,19 @@ EvalTask known_task(const EvalOptions& options, const std::string& name, int64_t
   return task;
 }
 
-/// Of a file's size and its beginning, where GGUF keeps all that tells models apart but the weights themselves.
-std::string fingerprint(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string head(size_t{1} << 20, '\0');
-  file.read(head.data(), static_cast<std::streamsize>(head.size()));
-  head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-  return fmt::format("{:016x}", eval::hash64(head + std::to_string(std::filesystem::file_size(path))));
-}
-
 }  // namespace
 
-std::vector<Policy> eval_policies(const EvalOptions& options, const Engine& engine) {
-  std::vector<Policy> policies(1);
-  std::set<std::string> seen = {policies.front().name()};
+std::vector<EvalContestant> eval_contestants(const EvalOptions& options, const Engine& engine, const Tuner& tuner) {
+  const std::string dense = Policy().name();
+  std::vector<EvalContestant> contestants = {{dense, {}}};
+  std::set<std::string> seen = {dense};
   for (const std::string& text : options.model.methods) {
-    Policy policy(split_methods(text), engine.method_shape());
-    if (seen.insert(policy.name()).second) policies.push_back(std::move(policy));
+    const std::vector<std::string> specs = split_methods(text);
+    std::string name = Policy(specs, engine.method_shape()).name();
+    if (name != dense) name += tuner.suffix();
+    if (seen.insert(name).second) contestants.push_back({name, specs});
   }
-  return policies;
+  return contestants;
 }
 
 std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loaded, const PromptMaker& maker) {
@@ -102,7 +100,7 @@ std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loade
 void open_run(const EvalOptions& options, const Loaded& loaded) {
   Engine& engine = *loaded.engine;
   const eval::Json now = {{"model", model_name(loaded)},
-                          {"model_hash", fingerprint(options.model.path)},
+                          {"model_hash", file_fingerprint(options.model.path)},
                           {"kv", options.model.kv},
                           {"device", engine.device().name()},
                           {"threads", engine.device().n_threads()},

@@ -6,6 +6,7 @@
 
 #include "eval_run.h"
 #include "options.h"
+#include "target.h"
 
 namespace winnow {
 
@@ -13,6 +14,7 @@ struct EvalOptions {
   ModelOptions model;
   std::vector<std::string> tasks;
   std::vector<int64_t> lengths = {4096};
+  int64_t first = 0;  // index of the first sample
   int64_t n_samples = 20;
   int64_t seed = 42;
   std::string out;
@@ -23,8 +25,14 @@ struct EvalOptions {
   bool prompts = false;  // write the prompts, answer none
 };
 
+/// Methods that work together, and the name that the results have for them.
+struct EvalContestant {
+  std::string name;
+  std::vector<std::string> specs;
+};
+
 /// Dense attention first, then each contestant once. Throws Error where a method is malformed or unknown.
-std::vector<Policy> eval_policies(const EvalOptions& options, const Engine& engine);
+std::vector<EvalContestant> eval_contestants(const EvalOptions& options, const Engine& engine, const Tuner& tuner);
 
 /// Throws Error where a task is unknown, a file is broken, or a length goes beyond the context.
 std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loaded, const PromptMaker& maker);

@@ -14,6 +14,12 @@ double rate(int64_t count, double seconds) {
 
 }  // namespace
 
+double sampled_recall(const RunStats& stats) {
+  const bool unknown =
+      stats.recall_n == 0 && stats.counts.density() < 1;  // skip-softmax leaves out what nobody samples
+  return unknown ? std::numeric_limits<double>::quiet_NaN() : stats.recall();
+}
+
 Figures measure(Engine& engine, const Sequence& sequence, const Generated& answer) {
   const RunStats& stats = sequence.stats();
   Figures figures;
@@ -23,18 +29,26 @@ Figures measure(Engine& engine, const Sequence& sequence, const Generated& answe
   figures.prefill_tok_s = rate(stats.n_prefill, stats.prefill_s);
   figures.decode_tok_s = rate(stats.n_decode, stats.decode_s);
   figures.density = stats.counts.density();
-  figures.recall = stats.recall();
+  figures.recall = sampled_recall(stats);
   figures.kv_bytes = static_cast<int64_t>(sequence.bytes());
   figures.peak_bytes = engine.device().memory().peak();
   figures.select_share = stats.select_share();
+  figures.decode_select_share = stats.decode_select_share();
   return figures;
 }
 
 std::string sentence(const Figures& figures) {
-  return fmt::format("{} tokens read in {} ({} tok/s), {} answered{}, density {}, KV {}", human_count(figures.n_prompt),
-                     human_seconds(figures.ttft_s), human_rate(figures.prefill_tok_s), human_count(figures.n_gen),
-                     std::isnan(figures.decode_tok_s) ? "" : " at " + human_rate(figures.decode_tok_s) + " tok/s",
-                     human_share(figures.density), human_bytes(static_cast<double>(figures.kv_bytes)));
+  std::string answered = fmt::format("{} answered", human_count(figures.n_gen));
+  if (!std::isnan(figures.decode_tok_s)) answered += fmt::format(" at {} tok/s", human_rate(figures.decode_tok_s));
+  if (figures.decode_select_share > 0) {
+    answered += fmt::format(" (selecting {})", human_share(figures.decode_select_share));
+  }
+  std::string density = human_share(figures.density);
+  if (figures.recall < 1) density += fmt::format(", recall {}", human_share(figures.recall));
+  if (figures.select_share > 0) density += fmt::format(", selecting {}", human_share(figures.select_share));
+  return fmt::format("{} tokens read in {} ({} tok/s), {}, density {}, KV {}", human_count(figures.n_prompt),
+                     human_seconds(figures.ttft_s), human_rate(figures.prefill_tok_s), answered, density,
+                     human_bytes(static_cast<double>(figures.kv_bytes)));
 }
 
 }  // namespace winnow

@@ -14,13 +14,17 @@ struct Figures {
   double prefill_tok_s = 0, decode_tok_s = 0;  // NaN where nothing was decoded
   double density = 1, recall = 1;
   int64_t kv_bytes = 0, peak_bytes = 0;  // peak: everything counted by the device, KV included, mapped weights not
-  double select_share = 0;
+  double select_share = 0, decode_select_share = 0;  // of the time that reading, and answering, took
 };
+
+/// Of the rows that were sampled; NaN where something was left out and none was.
+double sampled_recall(const RunStats& stats);
 
 /// `answer` was generated on `sequence` with its figures reset before, as was the peak of the engine's memory.
 Figures measure(Engine& engine, const Sequence& sequence, const Generated& answer);
 
-/// "12,034 tokens read in 24.1 s (499 tok/s), 56 answered at 38.2 tok/s, density 31.4%, KV 147 MB"
+/// "12,034 tokens read in 24.1 s (499 tok/s), 56 answered at 38.2 tok/s, density 31.4%, recall 98.1%, selecting 3.2%,
+/// KV 147 MB"; what selecting was of the answer's time follows it, where it took any
 std::string sentence(const Figures& figures);
 
 }  // namespace winnow

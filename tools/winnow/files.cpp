@@ -5,8 +5,10 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 
 #include "base/error.h"
+#include "eval/draw.h"
 #include "signals.h"
 
 namespace winnow {
@@ -62,6 +64,14 @@ std::string read_text(const std::string& path) {
   std::string text = read_file(path);
   require_utf8(text, path == "-" ? "standard input" : path);
   return text;
+}
+
+std::string file_fingerprint(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string head(size_t{1} << 20, '\0');
+  file.read(head.data(), static_cast<std::streamsize>(head.size()));
+  head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+  return fmt::format("{:016x}", eval::hash64(head + std::to_string(std::filesystem::file_size(path))));
 }
 
 PendingFile::PendingFile(std::string path) : path_(std::move(path)) {

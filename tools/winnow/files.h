@@ -14,6 +14,10 @@ std::string read_text(const std::string& path);
 /// Throws Error, naming `what` and the byte, where `text` is not UTF-8.
 void require_utf8(std::string_view text, std::string_view what);
 
+/// Of a file's size and its beginning, where GGUF keeps all that tells models apart but the weights themselves: sixteen
+/// hexadecimal digits.
+std::string file_fingerprint(const std::string& path);
+
 /// A file that appears under its name only once it is whole: it grows beside its place under another name, and is
 /// deleted if `commit` is not reached.
 class PendingFile {

@@ -60,10 +60,19 @@ void add_model_options(CLI::App& app, ModelOptions& options, const std::string& 
   add_json(app, options.json);
 }
 
-void add_methods(CLI::App& app, std::vector<std::string>& methods, const std::string& meaning) {
-  app.add_option("--method", methods, meaning + "; `winnow methods` lists them")
+void add_methods(CLI::App& app, ModelOptions& options, const std::string& meaning) {
+  app.add_option("--method", options.methods, meaning + "; `winnow methods` lists them")
       ->allow_extra_args(false)
       ->type_name("\"NAME(KEY=VALUE, ...)\"");
+  CLI::Option* recall = app.add_option("--target-recall", options.target.recall,
+                                       "set the method's knob so that it keeps this share of dense attention's mass")
+                            ->check(number_between(0.01, 1))
+                            ->type_name("R");
+  app.add_option("--target-speedup", options.target.speedup,
+                 "set the method's knob so that prefill takes at most the S-th part of a dense one's time")
+      ->check(number_between(1, 1000))
+      ->excludes(recall)
+      ->type_name("S");
 }
 
 void add_generate_options(CLI::App& app, GenerateOptions& options) {

@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "engine/generate.h"
+#include "engine/knob_curve.h"
 
 namespace winnow {
 
 struct ModelOptions {
   std::string path;
   std::vector<std::string> methods;
+  KnobAim target;  // that the methods' knobs are set for; see target.h
   std::string kv = "f16";
   std::string device = "cpu";
   int threads = 0;
@@ -25,8 +27,9 @@ CLI::Option* add_model_path(CLI::App& app, std::string& path);
 void add_model_options(CLI::App& app, ModelOptions& options, const std::string& ctx_meaning);
 inline constexpr const char* kCtxLimit = "longest prompt with answer, in tokens (default: the model's own limit)";
 void add_json(CLI::App& app, bool& json);
-/// --method, repeatable; `meaning` tells whether they work together or one after another.
-void add_methods(CLI::App& app, std::vector<std::string>& methods, const std::string& meaning);
+/// --method, repeatable, with --target-recall and --target-speedup. `meaning` tells whether methods work together or
+/// one after another.
+void add_methods(CLI::App& app, ModelOptions& options, const std::string& meaning);
 /// -n, --temp, --top-k, --top-p, --min-p, --repeat-penalty, --seed, --stop.
 void add_generate_options(CLI::App& app, GenerateOptions& options);
 /// -f, repeatable, and -p.

@@ -61,7 +61,7 @@ std::string human_rate(double per_second) {
 }
 
 std::string human_share(double share) {
-  return fmt::format("{:.1f}%", share * 100);
+  return std::isnan(share) ? "-" : fmt::format("{:.1f}%", share * 100);
 }
 
 std::string human_seconds(double seconds) {

@@ -12,14 +12,18 @@
 #include "bench_attend.h"
 #include "bench_batch.h"
 #include "command.h"
+#include "figures.h"
 #include "files.h"
 #include "loaded.h"
 #include "model/synthetic.h"
 #include "output.h"
 #include "signals.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
+
+constexpr int32_t kRecallRows = 4;  // rows of each layer whose true attention mass is computed for `recall`
 
 struct Options {
   ModelOptions model;
@@ -31,10 +35,8 @@ struct Options {
   std::string file;
   std::string shape;  // with random weights; empty: a model file
   bool random_weights = false;
-  bool recall = false;
 };
 
-constexpr int32_t kRecallRows = 32;  // rows of each layer whose true attention mass is computed for `recall`
 
 // Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
 constexpr std::string_view kSentences[] = {
@@ -57,14 +59,13 @@ constexpr std::string_view kSentences[] = {
 };
 
 Loaded load_shape_or_file(const Options& options) {
-  const EngineOptions engine = {.recall_rows = options.recall ? kRecallRows : 0};
-  if (options.shape.empty()) return load(options.model, engine);
+  if (options.shape.empty()) return load(options.model, {.recall_rows = kRecallRows});
   const std::span<const SyntheticShape> shapes = synthetic_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const auto& s) { return s.name == options.shape; });
   WINNOW_ASSERT(found != shapes.end());
   ModelOptions model = options.model;
   model.path = options.shape;
-  return load(synthetic_gguf(*found), model, engine);
+  return load(synthetic_gguf(*found), model, {.recall_rows = kRecallRows});
 }
 
 /// `n` ids of running text, the same on every call.
@@ -95,7 +96,8 @@ double median(std::vector<double> values) {
 
 struct Row {
   int n_prompt = 0, depth = 0;
-  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, recall = 1, select_share = 0;
+  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, recall = 1, select_share = 0,
+         decode_select_share = 0;
   int64_t kv_bytes = 0, peak_bytes = 0;
 };
 
@@ -105,23 +107,25 @@ class Bench {
   Bench(const Loaded& loaded, const Options& options, const Policy& policy, std::span<const int32_t> tokens)
       : engine_(*loaded.engine), options_(options), policy_(policy), tokens_(tokens) {}
 
-  std::vector<Row> at_depth(int depth) {
+  std::vector<Row> at_depth(int depth, std::span<const int> prompts) {
     Sequence base = engine_.start(policy_);
     if (depth > 0) {
       const Watch watch(engine_, fmt::format("{}: filling {} tokens", policy_.name(), depth), depth);
       engine_.prefill(base, tokens_.first(static_cast<size_t>(depth)));
     }
-    const double decode_tok_s = options_.n_gen > 0 ? decode(base) : NAN;
+    double decode_select_share = 0;
+    const double decode_tok_s = options_.n_gen > 0 ? decode(base, decode_select_share) : NAN;
     std::vector<Row> rows;
-    for (const int n_prompt : options_.prompts) {
+    for (const int n_prompt : prompts) {
       rows.push_back(prefill(base, n_prompt));
       rows.back().decode_tok_s = decode_tok_s;
+      rows.back().decode_select_share = decode_select_share;
     }
     return rows;
   }
 
  private:
-  double decode(const Sequence& base) {
+  double decode(const Sequence& base, double& select_share) {
     std::vector<double> rates;
     const Watch watch(engine_, "", 1);
     for (int rep = 0; rep < options_.n_reps; ++rep) {
@@ -131,6 +135,7 @@ class Bench {
         engine_.decode(sequence, tokens_[static_cast<size_t>(sequence.n_tokens())]);
       }
       rates.push_back(options_.n_gen / sequence.stats().decode_s);
+      select_share = sequence.stats().decode_select_share();
     }
     return median(rates);
   }
@@ -147,10 +152,11 @@ class Bench {
                         n_prompt);
       const auto start = std::chrono::steady_clock::now();
       engine_.prefill(sequence, tokens_.subspan(static_cast<size_t>(row.depth), static_cast<size_t>(n_prompt)));
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() -
+                        sequence.stats().measure_s);
       select.push_back(sequence.stats().select_share());
       row.density = sequence.stats().counts.density();
-      row.recall = sequence.stats().recall();
+      row.recall = sampled_recall(sequence.stats());
       row.kv_bytes = static_cast<int64_t>(sequence.bytes());
       row.peak_bytes = std::max(row.peak_bytes, engine_.device().memory().peak());
     }
@@ -166,33 +172,35 @@ class Bench {
   std::span<const int32_t> tokens_;
 };
 
-void print_row(const Loaded& loaded, const Options& options, const Policy& policy, const Row& row) {
-  Json json = {{"model", model_name(loaded)},
-               {"method", policy.name()},
-               {"device", loaded.engine->device().name()},
-               {"threads", loaded.engine->device().n_threads()},
-               {"n_prompt", row.n_prompt},
-               {"n_gen", options.n_gen},
-               {"depth", row.depth},
-               {"prefill_tok_s", row.prefill_tok_s},
-               {"decode_tok_s", row.decode_tok_s},
-               {"ttft_s", row.ttft_s},
-               {"density", row.density},
-               {"select_share", row.select_share},
-               {"kv_bytes", row.kv_bytes},
-               {"peak_bytes", row.peak_bytes}};
-  if (options.recall) json["recall"] = row.recall;
-  print_json(json);
+Json to_json(const Loaded& loaded, const Options& options, const Policy& policy, const Row& row) {
+  return {{"model", model_name(loaded)},
+          {"method", policy.name()},
+          {"device", loaded.engine->device().name()},
+          {"threads", loaded.engine->device().n_threads()},
+          {"n_prompt", row.n_prompt},
+          {"n_gen", options.n_gen},
+          {"depth", row.depth},
+          {"prefill_tok_s", row.prefill_tok_s},
+          {"decode_tok_s", row.decode_tok_s},
+          {"ttft_s", row.ttft_s},
+          {"density", row.density},
+          {"recall", row.recall},
+          {"select_share", row.select_share},
+          {"decode_select_share", row.decode_select_share},
+          {"kv_bytes", row.kv_bytes},
+          {"peak_bytes", row.peak_bytes}};
 }
 
 void add_row(Table& table, const Policy& policy, const Row& row) {
   table.add({policy.name(), human_count(row.depth), human_count(row.n_prompt), human_rate(row.prefill_tok_s),
-             human_rate(row.decode_tok_s), human_seconds(row.ttft_s), human_share(row.density),
+             human_rate(row.decode_tok_s), human_seconds(row.ttft_s), human_share(row.density), human_share(row.recall),
              human_share(row.select_share), human_bytes(static_cast<double>(row.kv_bytes)),
              human_bytes(static_cast<double>(row.peak_bytes))});
 }
 
-void run_batches(const Loaded& loaded, const Options& options, std::span<const Policy> policies) {
+using Contestants = std::vector<std::vector<std::string>>;  // methods that work together
+
+void run_batches(const Loaded& loaded, const Options& options, const Contestants& contestants) {
   const ModelShape& shape = loaded.engine->model().shape();
   const Type type = loaded.engine->options().kv_type;
   const auto token_bytes = static_cast<int64_t>(type_bytes(type, shape.head_dim)) * 2 * shape.n_layer * shape.n_head_kv;
@@ -201,20 +209,58 @@ void run_batches(const Loaded& loaded, const Options& options, std::span<const P
     const int64_t n_tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     require_room(loaded, longest - 1, 1, (n_tokens - longest) * token_bytes);
     const std::vector<int32_t> tokens = make_tokens(loaded, options, n_tokens);
-    for (const Policy& policy : policies) {
+    for (const std::vector<std::string>& specs : contestants) {
+      const Policy policy(specs, loaded.engine->method_shape());
       bench_batch(loaded, policy, tokens, {options.n_batch, longest, options.n_reps, options.model.json});
     }
   }
 }
 
+/// Each contestant at each depth, a row for each length. A target's knob depends on the length: with one, each length
+/// has a policy, and a filled cache, of its own.
+void run_lengths(const Loaded& loaded, const Options& options, Tuner& tuner, const Contestants& contestants,
+                 std::span<const int32_t> tokens) {
+  Engine& engine = *loaded.engine;
+  Table table({"method", "depth", "prompt", "read tok/s", "write tok/s", "first token", "density", "recall",
+               "selecting", "KV", "peak"});
+  std::string targets;
+  const std::span<const int> prompts = options.prompts;
+  const size_t step = tuner.wanted() ? 1 : prompts.size();
+  for (const std::vector<std::string>& specs : contestants) {
+    for (const int depth : options.depths) {
+      for (size_t first = 0; first < prompts.size(); first += step) {
+        const Tuned tuned = tuner.tune(specs, int64_t{depth} + prompts[first]);
+        const Policy policy(tuned.specs, engine.method_shape());
+        if (tuned.choice) targets += fmt::format("\n{}: {}", policy.name(), tuner.sentence(tuned));
+        Bench bench(loaded, options, policy, tokens);
+        for (const Row& row : bench.at_depth(depth, prompts.subspan(first, step))) {
+          add_row(table, policy, row);
+          if (!options.model.json) continue;
+          Json line = to_json(loaded, options, policy, row);
+          const Achieved achieved = {row.recall, row.density, row.ttft_s};
+          tuner.add_json(line, tuned, &achieved);
+          print_json(line);
+        }
+      }
+    }
+  }
+  if (options.model.json) return;
+  fmt::print("{}, device {} with {} threads, medians of {}\n\n{}{}", model_name(loaded), engine.device().name(),
+             engine.device().n_threads(), options.n_reps, table.text(), targets.empty() ? "" : targets + "\n");
+}
+
 void run(const Options& options) {
   const Loaded loaded = load_shape_or_file(options);
   Engine& engine = *loaded.engine;
-  std::vector<Policy> policies;
+  Contestants contestants;
   for (const std::string& text : options.model.methods) {
-    policies.emplace_back(split_methods(text), engine.method_shape());
+    contestants.push_back(split_methods(text));
+    const Policy checked(contestants.back(), engine.method_shape());
   }
-  if (policies.empty()) policies.emplace_back(std::vector<std::string>{}, engine.method_shape());
+  ModelOptions named = options.model;
+  if (!options.shape.empty()) named.path = options.shape;
+  Tuner tuner(loaded, named);
+  if (contestants.empty()) contestants.emplace_back();
   const int64_t longest =
       *std::max_element(options.depths.begin(), options.depths.end()) +
       int64_t{std::max(*std::max_element(options.prompts.begin(), options.prompts.end()), options.n_gen)};
@@ -227,23 +273,12 @@ void run(const Options& options) {
     engine.prefill(warm, std::span(tokens).first(std::min<size_t>(tokens.size(), 64)));
   }
   if (options.n_batch > 0) {
-    run_batches(loaded, options, policies);
-    return;
+    if (tuner.wanted())
+      fail("--batch reads prompts of many lengths, and a target sets a method for one; leave one out");
+    run_batches(loaded, options, contestants);
+  } else {
+    run_lengths(loaded, options, tuner, contestants, tokens);
   }
-  Table table(
-      {"method", "depth", "prompt", "read tok/s", "write tok/s", "first token", "density", "selecting", "KV", "peak"});
-  for (const Policy& policy : policies) {
-    Bench bench(loaded, options, policy, tokens);
-    for (const int depth : options.depths) {
-      for (const Row& row : bench.at_depth(depth)) {
-        add_row(table, policy, row);
-        if (options.model.json) print_row(loaded, options, policy, row);
-      }
-    }
-  }
-  if (options.model.json) return;
-  fmt::print("{}, device {} with {} threads, medians of {}\n\n{}", model_name(loaded), engine.device().name(),
-             engine.device().n_threads(), options.n_reps, table.text());
 }
 
 void add_shape(CLI::App& app, Options& options) {
@@ -264,7 +299,7 @@ std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_model_options(app, options->model, kCtxLimit);
   app.get_option("--model")->required(false);  // bench attend needs none
-  add_methods(app, options->model.methods, "measure this instead of dense (\"A + B\": two together); repeatable");
+  add_methods(app, options->model, "measure this instead of dense (\"A + B\": two together); repeatable");
   app.add_option("--prompt", options->prompts, "tokens to read, a list (default 512,2048)")
       ->delimiter(',')
       ->check(whole_between(1, 1 << 24))
@@ -287,9 +322,6 @@ std::function<void()> add(CLI::App& app) {
       ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
-  app.add_flag("--recall", options->recall,
-               "with --json: also the share of true attention that was kept, on a few rows of each layer; times are "
-               "longer then");
   add_shape(app, *options);
   const auto attend = add_bench_attend(app);
   return [options, attend] {

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 
 #include "base/error.h"
@@ -11,9 +12,12 @@
 #include "line_reader.h"
 #include "loaded.h"
 #include "signals.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
+
+constexpr int32_t kRecallRows = 16;  // rows of each layer whose true attention mass is computed for `recall`
 
 struct Options {
   ModelOptions model;
@@ -27,8 +31,9 @@ class Chat {
  public:
   explicit Chat(const Options& options)
       : options_(options),
-        loaded_(load(options.model)),
+        loaded_(load(options.model, {.recall_rows = kRecallRows})),
         template_(chat_template(loaded_)),
+        tuner_(loaded_, options.model),
         policy_(options.model.methods, loaded_.engine->method_shape()),
         sequence_(loaded_.engine->start(policy_)),
         terminal_(isatty(STDIN_FILENO) != 0 && isatty(STDERR_FILENO) != 0) {
@@ -91,6 +96,7 @@ class Chat {
     Engine& engine = *loaded_.engine;
     const std::vector<int32_t> tokens = prompt_tokens(*loaded_.tokenizer, template_->render(messages_));
     require_room(loaded_, static_cast<int64_t>(tokens.size()), options_.generate.n_max);
+    tune(std::ssize(tokens));
     const int32_t common = keep_common_prefix(sequence_, tokens);
     sequence_.reset_stats();
     engine.device().memory().reset_peak();
@@ -118,6 +124,17 @@ class Chat {
     messages_.push_back({"assistant", text});
   }
 
+  /// A target's knob is set by the first question's length, and again where a conversation has begun anew.
+  void tune(int64_t n_tokens) {
+    const bool first = std::none_of(messages_.begin(), messages_.end(),
+                                    [](const ChatMessage& message) { return message.role == "assistant"; });
+    if (!tuner_.wanted() || !first) return;
+    const Tuned tuned = tuner_.tune(options_.model.methods, n_tokens);
+    policy_ = Policy(tuned.specs, loaded_.engine->method_shape());
+    sequence_ = loaded_.engine->start(policy_);
+    if (options_.stats || terminal_) fmt::print(stderr, "[{}]\n", tuner_.sentence(tuned));
+  }
+
   void report(const Generated& answer, int32_t common) {
     const Figures figures = measure(*loaded_.engine, sequence_, answer);
     if (options_.model.json) {
@@ -130,6 +147,8 @@ class Chat {
                   {"prefill_tok_s", figures.prefill_tok_s},
                   {"decode_tok_s", figures.decode_tok_s},
                   {"density", figures.density},
+                  {"recall", figures.recall},
+                  {"select_share", figures.select_share},
                   {"kv_bytes", figures.kv_bytes},
                   {"peak_bytes", figures.peak_bytes}});
       return;
@@ -142,6 +161,7 @@ class Chat {
   const Options& options_;
   Loaded loaded_;
   std::unique_ptr<ChatTemplate> template_;
+  Tuner tuner_;
   Policy policy_;
   Sequence sequence_;
   bool terminal_;
@@ -154,7 +174,7 @@ std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->generate.n_max = 1024;
   add_model_options(app, options->model, "longest conversation in tokens (default: the model's own limit)");
-  add_methods(app, options->model.methods, "attention method; several work together");
+  add_methods(app, options->model, "attention method; several work together");
   app.add_option("-f,--file", options->files, "a text that stands before the first question; repeatable")
       ->allow_extra_args(false)
       ->type_name("FILE");

@@ -10,6 +10,7 @@
 #include "figures.h"
 #include "loaded.h"
 #include "signals.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
@@ -37,6 +38,7 @@ struct Contest {
 
 struct Result {
   std::string method;
+  Tuned tuned;
   Generated answer;
   Figures figures;
   double agreement = 1, kl = 0;
@@ -58,13 +60,15 @@ void follow_dense(const Contest& contest, Sequence& sequence, std::vector<float>
   result.kl = kl / static_cast<double>(n_steps);
 }
 
-Result run_method(Contest& contest, const Policy& policy, bool dense) {
+Result run_method(Contest& contest, const Tuned& tuned, bool dense) {
   Engine& engine = *contest.loaded.engine;
+  const Policy policy(tuned.specs, engine.method_shape());
   Sequence sequence = engine.start(policy);
   std::unique_ptr<Sequence> second;  // the prompt as read, for the dense answer's tokens
   std::vector<float> first;
   Result result;
   result.method = policy.name();
+  result.tuned = tuned;
   engine.device().memory().reset_peak();
   contest.trace.clear();
   const Watch watch(engine, policy.name() + ": reading", static_cast<int64_t>(contest.prompt.size()));
@@ -89,26 +93,30 @@ Result run_method(Contest& contest, const Policy& policy, bool dense) {
   return result;
 }
 
-void print_result(const Contest& contest, const Result& result) {
+void print_result(const Contest& contest, const Tuner& tuner, const Result& result) {
   const Figures& figures = result.figures;
-  print_json({{"model", model_name(contest.loaded)},
-              {"method", result.method},
-              {"answer", result.answer.text},
-              {"n_prompt", figures.n_prompt},
-              {"n_gen", figures.n_gen},
-              {"ttft_s", figures.ttft_s},
-              {"prefill_tok_s", figures.prefill_tok_s},
-              {"decode_tok_s", figures.decode_tok_s},
-              {"density", figures.density},
-              {"recall", figures.recall},
-              {"kv_bytes", figures.kv_bytes},
-              {"peak_bytes", figures.peak_bytes},
-              {"select_share", figures.select_share},
-              {"agreement", result.agreement},
-              {"kl", result.kl}});
+  Json line = {{"model", model_name(contest.loaded)},
+               {"method", result.method},
+               {"answer", result.answer.text},
+               {"n_prompt", figures.n_prompt},
+               {"n_gen", figures.n_gen},
+               {"ttft_s", figures.ttft_s},
+               {"prefill_tok_s", figures.prefill_tok_s},
+               {"decode_tok_s", figures.decode_tok_s},
+               {"density", figures.density},
+               {"recall", figures.recall},
+               {"kv_bytes", figures.kv_bytes},
+               {"peak_bytes", figures.peak_bytes},
+               {"select_share", figures.select_share},
+               {"agreement", result.agreement},
+               {"kl", result.kl}};
+  const Achieved achieved = {figures.recall, figures.density,
+                             static_cast<double>(figures.n_prompt) / figures.prefill_tok_s};
+  tuner.add_json(line, result.tuned, &achieved);
+  print_json(line);
 }
 
-void print_results(const Contest& contest, const std::vector<Result>& results) {
+void print_results(const Contest& contest, const Tuner& tuner, const std::vector<Result>& results) {
   Table table({"method", "first token", "read tok/s", "write tok/s", "density", "recall", "selecting", "KV", "peak",
                "agreement", "KL"});
   for (const Result& result : results) {
@@ -122,35 +130,39 @@ void print_results(const Contest& contest, const std::vector<Result>& results) {
   fmt::print("{} on a prompt of {} tokens\n\n", model_name(contest.loaded), human_count(std::ssize(contest.prompt)));
   for (const Result& result : results) fmt::print("{}:\n{}\n\n", result.method, result.answer.text);
   fmt::print("{}", table.text());
+  for (const Result& result : results) {
+    if (result.tuned.choice) fmt::print("\n{}: {}\n", result.method, tuner.sentence(result.tuned));
+  }
 }
 
 void run(const Options& options) {
   const Loaded loaded = load(options.model, {.recall_rows = kRecallRows});
-  const Engine& engine = *loaded.engine;
-  std::vector<Policy> policies;
+  const MethodShape shape = loaded.engine->method_shape();
+  std::vector<std::vector<std::string>> contestants;
   for (const std::string& text : options.model.methods) {
-    policies.emplace_back(split_methods(text), engine.method_shape());
+    contestants.push_back(split_methods(text));
+    const Policy checked(contestants.back(), shape);  // before anything is read
   }
   Contest contest{loaded, options, read_prompt(loaded, options.input), {}, {}};
-  const int64_t steps_bytes = int64_t{4} * options.generate.n_max * engine.model().shape().n_vocab;
+  const int64_t steps_bytes = int64_t{4} * options.generate.n_max * loaded.engine->model().shape().n_vocab;
   require_room(loaded, std::ssize(contest.prompt), options.generate.n_max, steps_bytes);
 
+  Tuner tuner(loaded, options.model);
+  std::vector<Tuned> field(1);  // dense first
+  for (const auto& specs : contestants) field.push_back(tuner.tune(specs, std::ssize(contest.prompt)));
   std::vector<Result> results;
-  results.push_back(run_method(contest, Policy({}, engine.method_shape()), true));
-  if (options.model.json) print_result(contest, results.back());
-  for (const Policy& policy : policies) {
-    results.push_back(run_method(contest, policy, false));
-    if (options.model.json) print_result(contest, results.back());
+  for (const Tuned& tuned : field) {
+    results.push_back(run_method(contest, tuned, results.empty()));
+    if (options.model.json) print_result(contest, tuner, results.back());
   }
-  if (!options.model.json) print_results(contest, results);
+  if (!options.model.json) print_results(contest, tuner, results);
 }
 
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->generate.n_max = 128;
   add_model_options(app, options->model, kCtxLimit);
-  add_methods(app, options->model.methods,
-              "one contestant beside dense (\"A + B\": two that work together); repeatable");
+  add_methods(app, options->model, "one contestant beside dense (\"A + B\": two that work together); repeatable");
   add_prompt_options(app, options->input.files, options->input.prompt);
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template");

@@ -37,11 +37,12 @@ class Evaluation {
       : options_(options),
         loaded_(loaded),
         maker_(loaded, options.raw, options.later),
-        policies_(eval_policies(options, *loaded.engine)),
+        tuner_(loaded, options.model),
+        contestants_(eval_contestants(options, *loaded.engine, tuner_)),
         tasks_(eval_tasks(options, loaded, maker_)),
         trace_(*loaded.engine, options.trace) {}
 
-  /// Writes each cell's prompts to DIR/TASK-LENGTH.jsonl as RULER does.
+  /// Writes each cell's prompts to DIR/TASK-LENGTH.jsonl as RULER does; "prompt" is the text that models read here.
   void write_prompts() const {
     for (const EvalTask& task : tasks_) {
       if (task.kind != eval::TaskKind::answer) fail("--prompts: task {} has no questions to write", task.name);
@@ -52,6 +53,9 @@ class Evaluation {
   void run() {
     for (Json& line : eval::read_samples(samples_path())) keep(std::move(line));
     eval::SampleFile file(samples_path());
+    for (const EvalTask& task : tasks_) {
+      for (const int64_t length : task.lengths) tune(task, length);
+    }
     Watch watch(*loaded_.engine, "evaluating", tokens_left());
     try {
       warm_up(watch);
@@ -77,8 +81,20 @@ class Evaluation {
     lines_.insert_or_assign(std::move(key), std::move(line));
   }
 
-  bool missing(const EvalTask& task, int64_t length, int64_t index, const Policy& policy) const {
-    return !lines_.contains({task.name, length, index, policy.name()});
+  bool missing(const EvalTask& task, int64_t length, int64_t index, const EvalContestant& contestant) const {
+    return !lines_.contains({task.name, length, index, contestant.name});
+  }
+
+  /// Sets the contestants' knobs for prompts of `length`; for those of a user's file, as long as its first one.
+  void tune(const EvalTask& task, int64_t length) {
+    if (tuned_.contains(length)) return;
+    int64_t n_tokens = length;
+    if (tuner_.wanted() && length == 0) n_tokens = maker_.n_tokens(open(task, 0).generator->sample(0));
+    std::vector<Tuned>& tuned = tuned_[length];
+    for (const EvalContestant& contestant : contestants_) {
+      const bool dense = contestant.specs.empty();
+      tuned.push_back(dense ? Tuned() : tuner_.tune(contestant.specs, n_tokens));
+    }
   }
 
   /// Once through every layer, so that the file's pages and the products' code are there before anything is timed.
@@ -96,9 +112,9 @@ class Evaluation {
     int64_t n = 0;
     for (const EvalTask& task : tasks_) {
       for (const int64_t length : task.lengths) {
-        for (int64_t index = 0; index < task.n_samples; ++index) {
-          for (const Policy& policy : policies_)
-            n += missing(task, length, index, policy) ? std::max<int64_t>(length, 1) : 0;
+        for (int64_t index = task.first; index < task.end; ++index) {
+          for (const EvalContestant& contestant : contestants_)
+            n += missing(task, length, index, contestant) ? std::max<int64_t>(length, 1) : 0;
         }
       }
     }
@@ -117,10 +133,10 @@ class Evaluation {
 
   void run_cell(const Cell& cell, eval::SampleFile& file, Watch& watch) {
     const EvalTask& task = cell.task;
-    for (int64_t index = 0; index < task.n_samples; ++index) {
-      std::vector<const Policy*> todo;
-      for (const Policy& policy : policies_) {
-        if (missing(task, cell.length, index, policy)) todo.push_back(&policy);
+    for (int64_t index = task.first; index < task.end; ++index) {
+      std::vector<size_t> todo;
+      for (size_t i = 0; i < contestants_.size(); ++i) {
+        if (missing(task, cell.length, index, contestants_[i])) todo.push_back(i);
       }
       if (todo.empty()) continue;
       const eval::Sample sample = cell.generator->sample(index);
@@ -128,17 +144,19 @@ class Evaluation {
           task.kind == eval::TaskKind::answer ? maker_.prompt(sample) : maker_.plain(sample, cell.length);
       require_room(loaded_, std::ssize(prompt.tokens) - 1, task.n_gen + 1);
       EvalRun run(loaded_, task, sample, prompt);
-      for (const Policy* policy : todo) {
+      for (const size_t i : todo) {
         check_signal();
-        Json line = {{"task", task.name}, {"length", cell.length}, {"index", index}, {"method", policy->name()}};
+        const std::string& name = contestants_[i].name;
+        const Tuned& tuned = tuned_.at(cell.length)[i];
+        Json line = {{"task", task.name}, {"length", cell.length}, {"index", index}, {"method", name}};
         trace_.clear();
-        line.update(run.run(*policy, watch, n_done_));
+        line.update(run.run(Policy(tuned.specs, loaded_.engine->method_shape()), watch, n_done_));
+        tuner_.add_json(line, tuned, nullptr);
         require_same_prompt(line);
         file.add(line);
         // One map for each task, length and method is enough: that of the first sample.
         if (index == 0 && task.kind == eval::TaskKind::answer) {
-          trace_.write(fmt::format("{} {} {}", task.name, cell.length, policy->name()), policy->name(),
-                       std::ssize(prompt.tokens));
+          trace_.write(fmt::format("{} {} {}", task.name, cell.length, name), name, std::ssize(prompt.tokens));
         }
         n_done_ += std::max<int64_t>(cell.length, 1);
         if (options_.model.json) print_json(line);
@@ -149,9 +167,9 @@ class Evaluation {
 
   /// Lines of one sample must be about one prompt: another program's version may make another.
   void require_same_prompt(const Json& line) const {
-    for (const Policy& policy : policies_) {
+    for (const EvalContestant& contestant : contestants_) {
       Key key = eval::key_of(line);
-      key.method = policy.name();
+      key.method = contestant.name;
       const auto other = lines_.find(key);
       if (other == lines_.end() || other->second["prompt_hash"] == line["prompt_hash"]) continue;
       fail("{}: sample {} of {} at {} was another prompt when {} answered it; give another --out", options_.out,
@@ -161,14 +179,17 @@ class Evaluation {
 
   void write_prompts(const Cell& cell) const {
     PendingFile file(fmt::format("{}/{}-{}.jsonl", options_.out, cell.task.name, cell.length));
-    for (int64_t index = 0; index < cell.task.n_samples; ++index) {
+    for (int64_t index = cell.task.first; index < cell.task.end; ++index) {
       check_signal();
       const eval::Sample sample = cell.generator->sample(index);
       const Json line = {{"index", index},
                          {"input", sample.input()},
                          {"outputs", sample.outputs},
                          {"length", maker_.n_tokens(sample) + (cell.task.reserves ? cell.task.n_gen : 0)},
-                         {"answer_prefix", sample.answer_prefix}};
+                         {"answer_prefix", sample.answer_prefix},
+                         {"prompt", maker_.prompt(sample).text},
+                         {"metric", sample.metric.empty() ? cell.task.metric : sample.metric},
+                         {"n_gen", sample.n_gen > 0 ? sample.n_gen : cell.task.n_gen}};
       const std::string text = line.dump() + "\n";
       file.write(text.data(), text.size());
     }
@@ -203,7 +224,9 @@ class Evaluation {
   const EvalOptions& options_;
   const Loaded& loaded_;
   PromptMaker maker_;
-  std::vector<Policy> policies_;
+  Tuner tuner_;
+  std::vector<EvalContestant> contestants_;
+  std::map<int64_t, std::vector<Tuned>> tuned_;  // by length, in the order of the contestants
   std::vector<EvalTask> tasks_;
   DensityTrace trace_;
   std::map<Key, Json> lines_;  // all that are finished
@@ -230,8 +253,7 @@ std::string task_names() {
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
   add_model_options(app, options->model, kCtxLimit);
-  add_methods(app, options->model.methods,
-              "one contestant beside dense (\"A + B\": two that work together); repeatable");
+  add_methods(app, options->model, "one contestant beside dense (\"A + B\": two that work together); repeatable");
   app.add_option("--task", options->tasks, "tasks, a list, of: " + task_names() + "; or files of your own, NAME.jsonl")
       ->delimiter(',')
       ->required()
@@ -243,6 +265,9 @@ std::function<void()> add(CLI::App& app) {
   app.add_option("--samples", options->n_samples, "samples of each task and length (default 20)")
       ->check(whole_between(1, 1 << 20))
       ->type_name("N");
+  app.add_option("--first", options->first, "number of the first of them (default 0): parts of a run, side by side")
+      ->check(whole_between(0, 1 << 20))
+      ->type_name("I");
   app.add_option("--seed", options->seed, "of the prompts (default 42)")
       ->check(whole_between(0, std::numeric_limits<int64_t>::max()))
       ->type_name("N");

@@ -8,6 +8,7 @@
 #include "files.h"
 #include "loaded.h"
 #include "output.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
@@ -34,11 +35,12 @@ std::string npy_header(int64_t rows, int64_t cols) {
 void run(const Options& options) {
   const Loaded loaded = load(options.model);
   Engine& engine = *loaded.engine;
-  const Policy policy(options.model.methods, engine.method_shape());
   std::vector<int32_t> tokens = read_prompt(loaded, {{options.file}, "", "", true});
   tokens.resize(std::min(tokens.size(), static_cast<size_t>(options.model.n_ctx)));
   const int64_t n_tokens = std::ssize(tokens);
   require_room(loaded, n_tokens - 1, 1);
+  const Tuned tuned = Tuner(loaded, options.model).tune(options.model.methods, n_tokens);
+  const Policy policy(tuned.specs, engine.method_shape());
 
   PendingFile out(options.out);
   const int64_t n_vocab = engine.model().shape().n_vocab;
@@ -66,7 +68,7 @@ std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->model.n_ctx = 512;
   add_model_options(app, options->model, "tokens of the window: the text's first N, or all it has (default 512)");
-  add_methods(app, options->model.methods, "attention method; several work together");
+  add_methods(app, options->model, "attention method; several work together");
   app.add_option("-f,--file", options->file, "the text, taken as it is; - is standard input")
       ->type_name("FILE")
       ->required();

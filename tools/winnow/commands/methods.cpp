@@ -14,6 +14,10 @@ struct Options {
   bool json = false;
 };
 
+Json knob_json(const Knob& knob) {
+  return knob.param.empty() ? Json() : Json{{"param", knob.param}, {"dense", knob.dense}, {"sparse", knob.sparse}};
+}
+
 Json to_json(const MethodInfo& method) {
   Json params = Json::array();
   for (const ParamInfo& param : method.params) {
@@ -29,6 +33,7 @@ Json to_json(const MethodInfo& method) {
           {"paper", method.paper},
           {"parts", method.parts},
           {"params", params},
+          {"knob", knob_json(method.knob)},
           {"texts", std::vector<std::string>(method.texts.begin(), method.texts.end())},
           {"calibrates", method.calibrate != nullptr}};
 }
@@ -50,6 +55,10 @@ void print_method(const MethodInfo& method) {
         {std::string(text), "none", "a file", method.calibrate != nullptr ? "what `winnow calibrate` wrote" : "path"});
   }
   fmt::print("\n{}", table.text());
+  const Knob& knob = method.knob;
+  if (knob.param.empty()) return;
+  fmt::print("\n--target-recall and --target-speedup turn {}: {} computes most, {} least.\n", knob.param, knob.dense,
+             knob.sparse);
 }
 
 void run(const Options& options) {

@@ -14,6 +14,7 @@
 #include "loaded.h"
 #include "output.h"
 #include "signals.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
@@ -63,10 +64,12 @@ std::vector<int32_t> read_tokens(const Loaded& loaded, const Options& options) {
 void run(const Options& options) {
   const Loaded loaded = load(options.model);
   Engine& engine = *loaded.engine;
-  const Policy policy(options.model.methods, engine.method_shape());
   std::vector<int32_t> tokens = read_tokens(loaded, options);
   const int64_t n_ctx = options.model.n_ctx;
   require_room(loaded, n_ctx - 1, 1);
+  Tuner tuner(loaded, options.model);
+  const Tuned tuned = tuner.tune(options.model.methods, n_ctx);
+  const Policy policy(tuned.specs, engine.method_shape());
   int64_t n_windows = std::ssize(tokens) / n_ctx;
   if (options.n_windows > 0) n_windows = std::min<int64_t>(n_windows, options.n_windows);
 
@@ -84,23 +87,23 @@ void run(const Options& options) {
   const int64_t n_scored = n_windows * (n_ctx - n_ctx / 2 - 1);
   const double nll = sum / static_cast<double>(n_scored);
   if (options.model.json) {
-    print_json({{"model", model_name(loaded)},
-                {"method", policy.name()},
-                {"ctx", n_ctx},
-                {"ppl", std::exp(nll)},
-                {"nll", nll},
-                {"n_tokens", n_scored}});
+    Json line = {
+        {"model", model_name(loaded)}, {"method", policy.name()}, {"ctx", n_ctx}, {"ppl", std::exp(nll)}, {"nll", nll},
+        {"n_tokens", n_scored}};
+    tuner.add_json(line, tuned, nullptr);
+    print_json(line);
     return;
   }
   fmt::print("perplexity {:.4f}  (mean surprise {:.5f} nats over {} tokens in {} windows of {}; {})\n", std::exp(nll),
              nll, human_count(n_scored), n_windows, n_ctx, policy.name());
+  if (tuned.choice) fmt::print("{}\n", tuner.sentence(tuned));
 }
 
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->model.n_ctx = 512;
   add_model_options(app, options->model, "tokens of a window, of which the second half is scored (default 512)");
-  add_methods(app, options->model.methods, "attention method; several work together");
+  add_methods(app, options->model, "attention method; several work together");
   app.add_option("-f,--file", options->file, "the text; - is standard input")->type_name("FILE")->required();
   app.add_option("--windows", options->n_windows, "score only the first N windows (default: all)")
       ->check(whole_between(1, std::numeric_limits<int>::max()))

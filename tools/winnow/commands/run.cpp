@@ -6,9 +6,12 @@
 #include "density_trace.h"
 #include "figures.h"
 #include "loaded.h"
+#include "target.h"
 
 namespace winnow::roster {
 namespace {
+
+constexpr int32_t kRecallRows = 16;  // rows of each layer whose true attention mass is computed for `recall`
 
 struct Options {
   std::string trace;  // a folder; empty: none
@@ -32,18 +35,22 @@ Json to_json(const Loaded& loaded, const Policy& policy, const Generated& answer
           {"prefill_tok_s", figures.prefill_tok_s},
           {"decode_tok_s", figures.decode_tok_s},
           {"density", figures.density},
+          {"recall", figures.recall},
           {"select_share", figures.select_share},
+          {"decode_select_share", figures.decode_select_share},
           {"kv_bytes", figures.kv_bytes},
           {"peak_bytes", figures.peak_bytes}};
 }
 
 void run(const Options& options) {
-  const Loaded loaded = load(options.model);
+  const Loaded loaded = load(options.model, {.recall_rows = kRecallRows});
   Engine& engine = *loaded.engine;
-  const Policy policy(options.model.methods, engine.method_shape());
   const std::vector<int32_t> prompt = read_prompt(loaded, options.input);
   require_room(loaded, static_cast<int64_t>(prompt.size()), options.generate.n_max);
 
+  Tuner tuner(loaded, options.model);
+  const Tuned tuned = tuner.tune(options.model.methods, std::ssize(prompt));
+  const Policy policy(tuned.specs, engine.method_shape());
   Sequence sequence = engine.start(policy);
   const DensityTrace trace(engine, options.trace);
   engine.device().memory().reset_peak();
@@ -62,12 +69,16 @@ void run(const Options& options) {
   trace.write(policy.name(), policy.name(), std::ssize(prompt));
   const Figures figures = measure(engine, sequence, answer);
   if (options.model.json) {
-    print_json(to_json(loaded, policy, answer, figures));
+    Json line = to_json(loaded, policy, answer, figures);
+    const Achieved achieved = {figures.recall, figures.density, sequence.stats().prefill_s};
+    tuner.add_json(line, tuned, &achieved);
+    print_json(line);
     return;
   }
   if (!answer.text.ends_with('\n')) fmt::print("\n");
   std::fflush(stdout);
   if (options.stats || isatty(STDERR_FILENO) != 0) {
+    if (tuned.choice) fmt::print(stderr, "[{}]\n", tuner.sentence(tuned));
     fmt::print(stderr, "[{}: {}{}]\n", policy.name(), sentence(figures),
                answer.finish == Finish::context ? ", ended by the context" : "");
   }
@@ -76,7 +87,7 @@ void run(const Options& options) {
 std::function<void()> add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_model_options(app, options->model, kCtxLimit);
-  add_methods(app, options->model.methods, "attention method; several work together");
+  add_methods(app, options->model, "attention method; several work together");
   add_prompt_options(app, options->input.files, options->input.prompt);
   app.add_option("--system", options->input.system, "system message")->type_name("TEXT");
   app.add_flag("--raw", options->input.raw, "no chat template: continue the files' and the question's text as it is");
