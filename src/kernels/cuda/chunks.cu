@@ -50,10 +50,15 @@ __device__ uint32_t order_of(float x) {
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
+struct BestShared {
+  int32_t of_warp[kThreads / 32];
+  int32_t last;
+};
+
 /// The n best of a row of scores: those above a border, and of those at it the ones up to an index.
 class Best {
  public:
-  __device__ Best(const float* scores, int32_t n) : scores_(scores), n_(n) {}
+  __device__ Best(const float* scores, int32_t n, BestShared& shared) : scores_(scores), n_(n), shared_(shared) {}
 
   /// All threads.
   __device__ void choose(int32_t n_best) {
@@ -69,9 +74,9 @@ class Best {
       const int32_t i = strip + static_cast<int32_t>(threadIdx.x);
       const bool tie = i < n_ && order_of(scores_[i]) == border;
       const int32_t before = rank_in_block(tie);
-      if (tie && before == min(n_ties, total_) - 1) shared_last() = i;
+      if (tie && before == min(n_ties, total_) - 1) shared_.last = i;
       __syncthreads();
-      if (total_ > 0) last_ = shared_last();
+      if (total_ > 0) last_ = shared_.last;
       n_ties -= min(n_ties, total_);
       __syncthreads();
     }
@@ -84,11 +89,6 @@ class Best {
   __device__ int32_t last() const { return last_; }
 
  private:
-  static __device__ int32_t& shared_last() {
-    __shared__ int32_t last;
-    return last;
-  }
-
   template <typename Is>
   __device__ int32_t count(const Is& is) const {
     int32_t total = 0;
@@ -101,22 +101,22 @@ class Best {
 
   /// How many threads before this one say yes, and in total_ how many do at all.
   __device__ int32_t rank_in_block(bool mine) {
-    __shared__ int32_t of_warp[kThreads / 32];
     const uint32_t votes = __ballot_sync(~0U, mine);
     const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-    if (lane == 0) of_warp[warp] = __popc(votes);
+    if (lane == 0) shared_.of_warp[warp] = __popc(votes);
     __syncthreads();
     int32_t before = __popc(votes & ((1U << lane) - 1));
     total_ = 0;
     for (int w = 0; w < kThreads / 32; ++w) {
-      if (w < warp) before += of_warp[w];
-      total_ += of_warp[w];
+      if (w < warp) before += shared_.of_warp[w];
+      total_ += shared_.of_warp[w];
     }
     return before;
   }
 
   const float* scores_;
   int32_t n_;
+  BestShared& shared_;
   uint32_t border_ = 0;
   int32_t last_ = -1;
   int32_t total_ = 0;
@@ -124,10 +124,11 @@ class Best {
 
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(const __grid_constant__ ChunkCall call, int32_t head, const float* scores) {
+  __shared__ BestShared shared;
   const Room room(call, head, blockIdx.x);
   if (room.all) return;
   const int64_t list = static_cast<int64_t>(head) * call.n_block_q + blockIdx.x;
-  Best best(scores + static_cast<int64_t>(blockIdx.x) * call.n_chunk, room.n_chunk);
+  Best best(scores + static_cast<int64_t>(blockIdx.x) * call.n_chunk, room.n_chunk, shared);
   int32_t n = (room.left + call.chunk - 1) / call.chunk;
   if (n > 0) best.choose(n);
   // Of the last chunk there may be less: then one more is needed.

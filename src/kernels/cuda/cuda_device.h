@@ -7,10 +7,12 @@
 #include <string>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/chunks.h"
 #include "kernels/cuda/copies.h"
 #include "kernels/cuda/counters.h"
 #include "kernels/cuda/cover.h"
 #include "kernels/cuda/estimate.h"
+#include "kernels/cuda/gpu_lists.h"
 #include "kernels/cuda/lines.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/tables.h"
@@ -85,6 +87,7 @@ class CudaDevice final : public Device {
   /// One attention call's tables, in GPU memory.
   struct Call;
   struct Cover;
+  struct ChunkMeansOnGpu;
   class Antidiagonals;
   /// The stream, made before and destroyed after everything that uses it.
   struct Stream {
@@ -133,6 +136,10 @@ class CudaDevice final : public Device {
                  const std::function<void(const Panel&)>& use);
   /// Lists of the blocks that call.marks marks; call.block_ptr is set.
   Selection lists_of_marks(CoverCall& call);
+  ChunkMeansOnGpu chunk_means(const ChunkArgs& args, const ChunkCall& call, const StagedKv& kv);
+  /// Lists of this shape, whose ends are yet to be written; then room for so many entries, for which the host waits.
+  NewLists new_lists(const Lists& shape);
+  void make_room(NewLists& lists);
   Selection lay(const ChosenLines& chosen, const LineRows& rows);
   std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
   void attend_few_rows(const AttnArgs& args, const Call& call);

@@ -20,6 +20,32 @@ int64_t rounded_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
+/// Rows of query head `head` that vote. -> to [voters.n(), head_dim]
+void gather_voters(const HeadsView& q, int32_t head, const Voters& voters, __nv_bfloat16* to, cudaStream_t stream) {
+  float* rows = advance(q.data, int64_t{head} * q.head_dim, q.type);
+  gather({.data = rows,
+          .type = q.type,
+          .row_stride = q.stride,
+          .n_rows = q.n_rows / kBlockSlots * kBlockSlots,
+          .head_dim = q.head_dim,
+          .stride = voters.step,
+          .reversed = true,
+          .only_first = true,
+          .n_out = voters.in_whole_blocks(),
+          .out = to,
+          .stream = stream});
+  gather({.data = advance(rows, voters.tail_row() * q.stride, q.type),
+          .type = q.type,
+          .row_stride = q.stride,
+          .n_rows = q.n_rows - voters.tail_row(),
+          .head_dim = q.head_dim,
+          .stride = voters.step,
+          .only_first = true,
+          .n_out = voters.n() - voters.in_whole_blocks(),
+          .out = to + voters.in_whole_blocks() * q.head_dim,
+          .stream = stream});
+}
+
 }  // namespace
 
 void CudaDevice::in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
@@ -226,26 +252,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
   for (int32_t head = 0; head < args.q.n_head; ++head) {
     const int32_t kv_head = head / group;
     const KvHead& slots = args.kv.heads[static_cast<size_t>(kv_head)];
-    auto* to = reinterpret_cast<__nv_bfloat16*>(queries.get());
-    GatherArgs rows{.data = advance(args.q.data, int64_t{head} * args.q.head_dim, args.q.type),
-                    .type = args.q.type,
-                    .row_stride = args.q.stride,
-                    .n_rows = args.q.n_rows / kBlockSlots * kBlockSlots,
-                    .head_dim = args.q.head_dim,
-                    .stride = args.step,
-                    .reversed = true,
-                    .only_first = true,
-                    .n_out = voters.in_whole_blocks(),
-                    .out = to,
-                    .stream = stream_.stream};
-    gather(rows);
-    rows.data =
-        advance(static_cast<float*>(const_cast<void*>(rows.data)), voters.tail_row() * args.q.stride, args.q.type);
-    rows.n_rows = args.q.n_rows - voters.tail_row();
-    rows.reversed = false;
-    rows.n_out = voters.n() - voters.in_whole_blocks();
-    rows.out = to + voters.in_whole_blocks() * args.q.head_dim;
-    gather(rows);
+    gather_voters(args.q, head, voters, reinterpret_cast<__nv_bfloat16*>(queries.get()), stream_.stream);
     if (head % group == 0) {
       gather({.data = kv.k + kv_head * kv.capacity * kv.dim,
               .row_stride = kv.dim,
@@ -273,7 +280,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
     const auto seen = [&](int64_t voter) {
       return visible_slots(slots, args.limit[static_cast<size_t>(voters.row(voter))]);
     };
-    in_panels({.a = to,
+    in_panels({.a = reinterpret_cast<const __nv_bfloat16*>(queries.get()),
                .b = reinterpret_cast<const __nv_bfloat16*>(keys.get()),
                .n_a = voters.n(),
                .n_b = tables.max_slots,

@@ -3,7 +3,6 @@
 
 #include "base/error.h"
 #include "kernels/cuda/cuda_device.h"
-#include "kernels/cuda/gpu_lists.h"
 #include "kernels/cuda/lines.h"
 
 namespace winnow::cuda {
@@ -58,18 +57,15 @@ Selection CudaDevice::select_lines(const LineArgs& args) {
 }
 
 Selection CudaDevice::lay(const ChosenLines& chosen, const LineRows& rows) {
-  const int64_t n_block_q = (rows.n_rows + kLineBlock - 1) / kLineBlock;
-  const auto n_list = static_cast<size_t>(rows.n_head) * static_cast<size_t>(n_block_q);
-  auto made = std::make_shared<GpuLists>();
-  const auto lend = [&](size_t n) { return made->memory.emplace_back(gpu_memory_.lend(n * sizeof(int32_t))); };
-  const auto block_ptr = lend(n_list + 1), column_ptr = lend(n_list + 1);
+  const auto n_block_q = static_cast<int32_t>((rows.n_rows + kLineBlock - 1) / kLineBlock);
+  NewLists lists = new_lists({kLineBlock, kLineBlock, rows.n_head, n_block_q});
   LayArgs lay{.chosen = chosen,
               .visible = rows.visible,
               .n_rows = rows.n_rows,
               .n_head = rows.n_head,
               .group = rows.group,
-              .block_ptr = as<int32_t>(block_ptr),
-              .column_ptr = as<int32_t>(column_ptr),
+              .block_ptr = lists.block_ptr,
+              .column_ptr = lists.column_ptr,
               .block_begin = nullptr,
               .column = nullptr,
               .work = nullptr,
@@ -79,60 +75,11 @@ Selection CudaDevice::lay(const ChosenLines& chosen, const LineRows& rows) {
     lay.work = work.get();
     lay_lines(lay);
   }
-  int32_t n_block = 0, n_column = 0;
-  transfers_.download(&n_block, lay.block_ptr + n_list, sizeof(n_block));
-  transfers_.download(&n_column, lay.column_ptr + n_list, sizeof(n_column));
-  const auto block_begin = lend(static_cast<size_t>(n_block) + 1), column = lend(static_cast<size_t>(n_column) + 1);
-  lay.block_begin = as<int32_t>(block_begin);
-  lay.column = as<int32_t>(column);
+  make_room(lists);
+  lay.block_begin = lists.block_begin;
+  lay.column = lists.column;
   lay_lines(lay);
-
-  made->lists = {kLineBlock,    kLineBlock,      rows.n_head,    static_cast<int32_t>(n_block_q),
-                 lay.block_ptr, lay.block_begin, lay.column_ptr, lay.column};
-  made->n_block = static_cast<size_t>(n_block);
-  made->n_column = static_cast<size_t>(n_column);
-  Selection selection;
-  selection.block_q = kLineBlock;
-  selection.block_k = kLineBlock;
-  selection.n_head = rows.n_head;
-  selection.n_block_q = static_cast<int32_t>(n_block_q);
-  selection.on_device = std::move(made);
-  return selection;
-}
-
-Selection CudaDevice::on_host(const Selection& selection) {
-  if (selection.on_device == nullptr) return selection;
-  const auto lock = begin();
-  const auto& made = static_cast<const GpuLists&>(*selection.on_device);
-  const auto n_list = static_cast<size_t>(made.lists.n_head) * static_cast<size_t>(made.lists.n_block_q);
-  Selection host = selection;
-  host.on_device = nullptr;
-  const auto fetch = [this](std::vector<int32_t>& to, const int32_t* from, size_t n) {
-    to.resize(n);
-    if (n > 0) transfers_.download(to.data(), from, n * sizeof(int32_t));
-  };
-  fetch(host.block_ptr, made.lists.block_ptr, n_list + 1);
-  fetch(host.column_ptr, made.lists.column_ptr, n_list + 1);
-  fetch(host.block_begin, made.lists.block_begin, made.n_block);
-  fetch(host.column, made.lists.column, made.n_column);
-  return host;
-}
-
-Selection CudaDevice::on_device(const Selection& selection) {
-  if (selection.everything() || selection.on_device != nullptr) return selection;
-  const auto lock = begin();
-  auto made = std::make_shared<GpuLists>();
-  made->memory.push_back(upload_lists(selection, made->lists));
-  made->n_block = selection.block_begin.size();
-  made->n_column = selection.column.size();
-  Selection moved;
-  moved.block_q = selection.block_q;
-  moved.block_k = selection.block_k;
-  moved.n_head = selection.n_head;
-  moved.group = selection.group;
-  moved.n_block_q = selection.n_block_q;
-  moved.on_device = std::move(made);
-  return moved;
+  return lists.selection();
 }
 
 }  // namespace winnow::cuda

@@ -3,7 +3,6 @@
 
 #include "attention/tree.h"
 #include "kernels/cuda/cuda_device.h"
-#include "kernels/cuda/gpu_lists.h"
 #include "kernels/cuda/tree.h"
 
 namespace winnow::cuda {
@@ -26,37 +25,19 @@ Selection CudaDevice::select_tree(const TreeArgs& args) {
                 .sinks = args.sinks,
                 .stream = stream_.stream};
   if (!tree_fits(call)) return Ops::select_tree(args);
-  const auto n_list = static_cast<size_t>(call.q.n_head) * static_cast<size_t>(call.n_block_q());
-  auto made = std::make_shared<GpuLists>();
-  const auto keep = [&](size_t n) {
-    return reinterpret_cast<int32_t*>(made->memory.emplace_back(gpu_memory_.lend(n * sizeof(int32_t))).get());
-  };
-  const auto found = gpu_memory_.lend((n_list * static_cast<size_t>(call.n_keep) + 1) * sizeof(int32_t));
+  NewLists lists = new_lists({kTreeBlock, kTreeBlock, call.q.n_head, call.n_block_q()});
+  const auto n_found = static_cast<size_t>(lists.n_list() * call.n_keep + 1);
+  const auto found = gpu_memory_.lend(n_found * sizeof(int32_t));
   call.found = reinterpret_cast<int32_t*>(found.get());
-  call.block_ptr = keep(n_list + 1);
-  call.column_ptr = keep(n_list + 1);
+  call.block_ptr = lists.block_ptr;
+  call.column_ptr = lists.column_ptr;
   {
     const auto work = gpu_memory_.lend(tree_work_bytes(call));
     search_tree(call, work.get());
   }
-  int32_t n_block = 0, n_column = 0;
-  transfers_.download(&n_block, call.block_ptr + n_list, sizeof(n_block));
-  transfers_.download(&n_column, call.column_ptr + n_list, sizeof(n_column));
-  int32_t* block_begin = keep(static_cast<size_t>(n_block) + 1);
-  int32_t* column = keep(static_cast<size_t>(n_column) + 1);
-  write_tree(call, block_begin, column);
-
-  made->lists = {kTreeBlock,     kTreeBlock,  call.q.n_head,   call.n_block_q(),
-                 call.block_ptr, block_begin, call.column_ptr, column};
-  made->n_block = static_cast<size_t>(n_block);
-  made->n_column = static_cast<size_t>(n_column);
-  Selection selection;
-  selection.block_q = kTreeBlock;
-  selection.block_k = kTreeBlock;
-  selection.n_head = call.q.n_head;
-  selection.n_block_q = call.n_block_q();
-  selection.on_device = std::move(made);
-  return selection;
+  make_room(lists);
+  write_tree(call, lists.block_begin, lists.column);
+  return lists.selection();
 }
 
 }  // namespace winnow::cuda

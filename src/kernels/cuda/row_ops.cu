@@ -139,7 +139,7 @@ struct RopeCall {
   const int32_t* position;
 };
 
-/// One block for each row: the row's turns once, then all heads.
+/// One block for each row, or several that share its heads: the row's turns once, then the heads.
 template <typename T>
 __global__ void rope_kernel(T* data, RopeCall call) {
   extern __shared__ float2 turns[];  // [half]
@@ -150,7 +150,8 @@ __global__ void rope_kernel(T* data, RopeCall call) {
   take_turn();
   __syncthreads();
   const int n = call.n_head * call.half;
-  for (int item = static_cast<int>(threadIdx.x); item < n; item += static_cast<int>(blockDim.x)) {
+  const int step = static_cast<int>(blockDim.x * gridDim.y);
+  for (int item = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); item < n; item += step) {
     const int i = item % call.half;
     T* head = data + row * call.stride + static_cast<int64_t>(item / call.half) * call.head_dim;
     T& first = head[call.neox ? i : 2 * i];
@@ -269,8 +270,11 @@ void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream
   with_type(x.type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     auto* data = reinterpret_cast<T*>(x.data);
-    launch_early({static_cast<unsigned>(x.n_rows), kThreads, shared, stream, "launching rope"}, rope_kernel<T>, data,
-                 call);
+    // Few rows: a block for every pass over the heads, since nothing else fills the machine.
+    const int64_t n_passes = (int64_t{call.n_head} * call.half + kThreads - 1) / kThreads;
+    const dim3 grid(static_cast<unsigned>(x.n_rows),
+                    x.n_rows < 64 ? static_cast<unsigned>(std::max<int64_t>(n_passes, 1)) : 1);
+    launch_early({grid, kThreads, shared, stream, "launching rope"}, rope_kernel<T>, data, call);
   });
 }
 

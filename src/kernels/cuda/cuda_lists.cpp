@@ -1,0 +1,66 @@
+// Lists of selections in GPU memory.
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace winnow::cuda {
+
+NewLists CudaDevice::new_lists(const Lists& shape) {
+  NewLists lists{.made = std::make_shared<GpuLists>()};
+  lists.made->lists = shape;
+  const auto n = static_cast<size_t>(lists.n_list() + 1) * sizeof(int32_t);
+  for (int32_t** ptr : {&lists.block_ptr, &lists.column_ptr}) {
+    *ptr = reinterpret_cast<int32_t*>(lists.made->memory.emplace_back(gpu_memory_.lend(n)).get());
+  }
+  lists.made->lists.block_ptr = lists.block_ptr;
+  lists.made->lists.column_ptr = lists.column_ptr;
+  return lists;
+}
+
+void CudaDevice::make_room(NewLists& lists) {
+  const auto entries = [&](const int32_t* ptr, size_t& n_entries) {
+    int32_t n = 0;
+    transfers_.download(&n, ptr + lists.n_list(), sizeof(n));
+    n_entries = static_cast<size_t>(n);
+    auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend((n_entries + 1) * sizeof(int32_t)));
+    return reinterpret_cast<int32_t*>(memory.get());
+  };
+  lists.made->lists.block_begin = lists.block_begin = entries(lists.block_ptr, lists.made->n_block);
+  lists.made->lists.column = lists.column = entries(lists.column_ptr, lists.made->n_column);
+}
+
+Selection CudaDevice::on_host(const Selection& selection) {
+  if (selection.on_device == nullptr) return selection;
+  const auto lock = begin();
+  const auto& made = static_cast<const GpuLists&>(*selection.on_device);
+  const auto n_list = static_cast<size_t>(made.lists.n_head) * static_cast<size_t>(made.lists.n_block_q);
+  Selection host = selection;
+  host.on_device = nullptr;
+  const auto fetch = [this](std::vector<int32_t>& to, const int32_t* from, size_t n) {
+    to.resize(n);
+    if (n > 0) transfers_.download(to.data(), from, n * sizeof(int32_t));
+  };
+  fetch(host.block_ptr, made.lists.block_ptr, n_list + 1);
+  fetch(host.column_ptr, made.lists.column_ptr, n_list + 1);
+  fetch(host.block_begin, made.lists.block_begin, made.n_block);
+  fetch(host.column, made.lists.column, made.n_column);
+  return host;
+}
+
+Selection CudaDevice::on_device(const Selection& selection) {
+  if (selection.everything() || selection.on_device != nullptr) return selection;
+  const auto lock = begin();
+  auto made = std::make_shared<GpuLists>();
+  made->memory.push_back(upload_lists(selection, made->lists));
+  made->n_block = selection.block_begin.size();
+  made->n_column = selection.column.size();
+  Selection moved;
+  moved.block_q = selection.block_q;
+  moved.block_k = selection.block_k;
+  moved.n_head = selection.n_head;
+  moved.group = selection.group;
+  moved.n_block_q = selection.n_block_q;
+  moved.on_device = std::move(made);
+  return moved;
+}
+
+}  // namespace winnow::cuda
