@@ -254,7 +254,7 @@ inline std::string malformed(const Selection& selection, const Site& site) {
   if (selection.everything()) return "";
   const auto n_list = static_cast<size_t>(selection.n_head) * static_cast<size_t>(selection.n_block_q);
   const int64_t n_block_q = (site.q.n_rows + selection.block_q - 1) / selection.block_q;
-  if (selection.n_head != 1 && selection.n_head != site.q.n_head) return "n_head";
+  if (selection.n_head != 1 && selection.n_head * selection.group != site.q.n_head) return "n_head";
   if (selection.n_block_q != n_block_q) return "n_block_q";
   if ((selection.block_q != 64 && selection.block_q != 128) || (selection.block_k != 64 && selection.block_k != 128)) {
     return "block sizes";
@@ -264,7 +264,7 @@ inline std::string malformed(const Selection& selection, const Site& site) {
   if (selection.block_ptr.back() != static_cast<int32_t>(selection.block_begin.size())) return "block_ptr end";
   if (selection.column_ptr.back() != static_cast<int32_t>(selection.column.size())) return "column_ptr end";
   for (size_t list = 0; list < n_list; ++list) {
-    const auto head = static_cast<int32_t>(list / static_cast<size_t>(selection.n_block_q));
+    const auto head = static_cast<int32_t>(list / static_cast<size_t>(selection.n_block_q)) * selection.group;
     const auto n_kv = static_cast<int32_t>(site.kv.heads.size());
     const int32_t n_slots = site.kv.heads[static_cast<size_t>(head / (site.q.n_head / n_kv))].n_slots;
     std::vector<int> taken(static_cast<size_t>(n_slots) + 128);

@@ -1,6 +1,9 @@
 // Antidiagonal scores of blocks: the default for all devices, on the verbs that they have.
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
 
 #include "attention/lists.h"
 #include "attention/ops.h"
@@ -91,7 +94,48 @@ class Antidiagonals {
   std::vector<float> keys_, queries_, logits_;  // [slot groups, dim], [row groups, dim], [row groups, slot groups]
 };
 
+// Of the blocks that a block of rows sees, the last ones, from `own` on, are its own.
+void push_heaviest(std::span<float> scores, int32_t own, double share, int32_t block, HeadLists& lists) {
+  const double total = std::accumulate(scores.begin(), scores.end(), 0.0);
+  double mass = 0;
+  int64_t n = 0;
+  const auto force = [&](float& score) {
+    mass += std::exchange(score, 0.0F);
+    ++n;
+  };
+  std::for_each(scores.begin() + own, scores.end(), force);
+  if (own > 0) force(scores.front());
+  if (mass < share * total) n += top_p_count(scores, share * total - mass);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  scores.front() = kInfinity;
+  std::fill(scores.begin() + own, scores.end(), kInfinity);
+  for (const int32_t c : top_k(scores, n)) lists.block_begin.push_back(c * block);
+  lists.end_block();
+}
+
 }  // namespace
+
+Selection Ops::select_antidiagonals(const AntidiagonalArgs& args, double share) {
+  const ProbeArgs& rows = args.rows;
+  const auto group = static_cast<size_t>(rows.q.n_head) / rows.kv.heads.size();
+  std::vector<HeadLists> lists(static_cast<size_t>(rows.q.n_head));
+  for_each(rows.q.n_head, [&](int64_t item, int) {
+    const auto head = static_cast<size_t>(item);
+    const auto block_of = [&](int64_t row) {
+      return (visible_slots(rows.kv.heads[head / group], rows.limit[row]) - 1) / args.block;
+    };
+    std::vector<float> scores;
+    antidiagonal_scores(args, static_cast<int32_t>(item), scores);
+    const auto n_block = static_cast<size_t>(block_of(rows.q.n_rows - 1)) + 1;
+    for (int64_t row = 0; row < rows.q.n_rows; row += args.block) {
+      const int32_t last = block_of(std::min<int64_t>(row + args.block, rows.q.n_rows) - 1);
+      const auto at = static_cast<size_t>(row / args.block) * n_block;
+      push_heaviest(std::span(scores).subspan(at, static_cast<size_t>(last) + 1), block_of(row), share, args.block,
+                    lists[head]);
+    }
+  });
+  return join_lists(lists, args.block, args.block);
+}
 
 void Ops::antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores) {
   WINNOW_ASSERT(args.stride > 0 && args.block % args.stride == 0 && args.rows.q.n_rows > 0);

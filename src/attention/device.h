@@ -126,6 +126,18 @@ class Device : public Ops {
   /// y = down (act(gate x) * (up x)). x and y [rows, n_embd]; y may be x. A device that can computes it without
   /// writing down what lies between.
   virtual void feed_forward(const GatedWeights& weights, Mat x, Mat y);
+  /// x += feed_forward(h), of float32 rows x. The default writes into h first.
+  virtual void feed_forward_add(const GatedWeights& weights, Mat h, Mat x) {
+    feed_forward(weights, h, h);
+    add(x, h);
+  }
+
+  /// x += h W^T, of float32 rows x. The default makes the product first.
+  virtual void linear_add(const Weight& weight, Mat h, Mat x) {
+    const Scratch y = activations(h.rows, weight.n_out);
+    linear(weight, h, y);
+    add(x, y);
+  }
 
   // Ops of layers. Vectors of parameters (norm weights, biases) are float32 in host memory.
   virtual void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) = 0;

@@ -26,6 +26,17 @@ void Ops::gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t
   }
 }
 
+void Ops::window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass) {
+  std::vector<float> probabilities;
+  score_window(args, head, probabilities);
+  const size_t n_slots = probabilities.size() / static_cast<size_t>(args.q.n_rows);
+  mass.assign(n_slots, 0.0F);
+  for (size_t row = 0; row < static_cast<size_t>(args.q.n_rows); ++row) {
+    const float* from = probabilities.data() + row * n_slots;
+    for (size_t slot = 0; slot < n_slots; ++slot) mass[slot] += from[slot];
+  }
+}
+
 std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
   std::vector<int32_t> index(scores.size());
   std::iota(index.begin(), index.end(), 0);

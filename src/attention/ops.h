@@ -43,6 +43,61 @@ struct AntidiagonalArgs {
   int32_t block = 0;   // rows and slots of a block; a multiple of stride
 };
 
+/// Blocks whose attention is estimated by averaged heads (ProxyAttn, arXiv 2509.24745).
+struct ProxyArgs {
+  HeadsView q;  // [n_rows, n_head, head_dim]
+  KvView kv;
+  std::span<const int32_t> limit;  // [n_rows]
+  float scale = 1;
+  int32_t n_group = 1;  // of kv heads that follow each other, with their query heads; those of a group hold equal slots
+  int32_t stride = 1;   // every stride-th row, from row 0 on, and slot, from slot 0 on, takes part
+  int32_t block = 0;    // rows and slots of a block; a multiple of stride
+};
+
+/// Rows of a block that searches, and slots of a block of its window.
+inline constexpr int32_t kTreeBlock = 64;
+
+/// Keys that a tree search finds; see attention/tree.h.
+struct TreeArgs {
+  HeadsView q;  // [n_rows, n_head, head_dim]
+  KvView kv;
+  std::span<const int32_t> limit;  // [n_rows]
+  float scale = 1;
+  int32_t n_keys = 0;        // that a block of rows finds
+  int32_t key_block = 1;     // neighbouring keys that are found together; at most n_keys
+  int32_t query_stride = 1;  // every how many-th row of a block is scored,
+  int32_t key_stride = 1;    // and every how many-th key of a key block
+  int32_t window = 1;        // last tokens that a row sees, itself included
+  int32_t sinks = 0;         // first tokens that every row sees
+};
+
+/// Slots of a key block in lists of chunks.
+inline constexpr int32_t kChunkBlock = 64;
+
+/// A budget of slots for each block of rows; see attention/chunks.h.
+struct ChunkArgs {
+  HeadsView q;  // [n_rows, n_head, head_dim]
+  KvView kv;
+  std::span<const int32_t> limit;  // [n_rows]
+  int32_t budget = 0;              // slots of a block of rows; at least sinks + recent
+  int32_t block = 128;             // rows of a block: 64 or 128
+  int32_t chunk = 64;              // slots that are chosen together
+  int32_t sinks = 0, recent = 0;   // first and last slots that every block sees; its own rows are among the last
+  int32_t last_rows = 0;           // blocks that hold any of the last rows see everything
+};
+
+/// Key blocks of kBlockSlots slots that hold a logit which matters to a block of as many rows; see
+/// attention/outstanding.h.
+struct OutstandingArgs {
+  HeadsView q;  // [n_rows, n_head, head_dim]
+  KvView kv;
+  std::span<const int32_t> limit;  // [n_rows]
+  float scale = 1, softcap = 0;
+  int32_t sink_blocks = 0, local_blocks = 0;  // first key blocks, and those before the rows' own, taken in any case
+  int32_t step = 1;                           // of the rows that vote; divides kBlockSlots
+  std::span<const double> tau;                // [n_head] in [0, 1]
+};
+
 /// Key blocks that cover a share of attention's mass, as much as each head needs; see attention/cover.h.
 struct CoverArgs {
   ProbeArgs probe;                 // the last rows of q, at most `block` of them
@@ -67,6 +122,9 @@ class Ops {
   /// `head`; forbidden slots get 0.
   virtual void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) = 0;
 
+  /// window_mass: the same, summed over the probe rows. -> [n_slots(head's kv head)]
+  virtual void window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass);
+
   /// pool_blocks: mean query of each block of `block` rows of one head, the last block by its true length.
   /// -> [ceil(n_rows / block), head_dim]
   virtual void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) = 0;
@@ -90,6 +148,11 @@ class Ops {
   /// of q k^T, and holds one head's keys in float32.
   virtual void antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores);
 
+  /// Lists of the blocks that antidiagonal_scores weighs heaviest, for all heads: of each block of rows the first block
+  /// and those of the rows themselves, and of the others the heaviest until all together hold `share` of what it
+  /// spends; the lower block wins a tie.
+  virtual Selection select_antidiagonals(const AntidiagonalArgs& args, double share);
+
   /// Lists of vertical and slash lines for all heads: line_mass, choose_lines and push_lines of attention/lines.h,
   /// which this runs head by head; a device may do the same in its own way. Blocks are of kLineBlock rows and slots.
   virtual Selection select_lines(const LineArgs& args);
@@ -97,6 +160,27 @@ class Ops {
   /// An estimator of every logit, at a fraction of the cost of computing them. A device that has no kernels for it
   /// inherits the host's.
   virtual std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args);
+
+  /// proxy_scores: queries and keys of a group are averaged; a block's score is the logarithm of the largest softmax
+  /// probability between a sampled row and a sampled slot of it; -infinity where no row sees one.
+  /// -> [n_group] of [ceil(n_rows / block), ceil(n_seen / block)], where the last row sees n_seen slots
+  virtual void proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores);
+
+  /// Lists of budgets of slots, for all heads: the last slots first, then chunks by the product of a block's mean query
+  /// and the chunk's mean key times the root of its length, the lower of equal ones; of the last chunk as many slots as
+  /// are left. The first slots take the places of the lowest ones. Runs of slots are blocks of 64, from any slot on,
+  /// and columns.
+  virtual Selection select_chunks(const ChunkArgs& args);
+
+  /// Lists of sinks and found keys, as columns, and of windows, as blocks from any slot on, for all heads. Blocks are
+  /// of kTreeBlock rows and slots; a window is that of a block's first row.
+  virtual Selection select_tree(const TreeArgs& args);
+
+  /// Lists of outstanding blocks for all heads. Every step-th row of a block votes, its last one among them. Where m
+  /// and l are maximum and denominator of a voter's softmax over sink and local slots alone, it wants each other block
+  /// that has a slot with exp(logit - m) / l > tau; a block of rows takes what any voter wants. Logits are estimates in
+  /// at least eight bits: the default's are low_bit_scores. A head whose tau is below kNoTau takes everything.
+  virtual Selection select_outstanding(const OutstandingArgs& args);
 
   /// Lists of covering blocks for all heads: cover_blocks of attention/cover.h, which this runs head by head. Blocks
   /// begin at multiples of args.block; rows and slots come in blocks of that size.

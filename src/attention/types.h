@@ -71,15 +71,16 @@ class DeviceLists {
 struct Selection {
   int32_t block_q = 64;   // rows of a query block: 64 or 128
   int32_t block_k = 64;   // slots of a key block: 64 or 128
-  int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all heads share them
+  int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all share them; see `group`
   int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of the prompt's rows
   std::vector<int32_t> block_ptr, block_begin, column_ptr, column;  // ptr: [n_head * n_block_q + 1]
+  int32_t group = 1;  // neighbouring query heads of one kv head that share lists: the n_head-th part of all heads
   // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
   std::shared_ptr<const DeviceLists> on_device{};
 
   bool everything() const { return n_block_q == 0; }
   int64_t list(int32_t head, int32_t block) const {
-    return static_cast<int64_t>(n_head == 1 ? 0 : head) * n_block_q + block;
+    return static_cast<int64_t>(n_head == 1 ? 0 : head / group) * n_block_q + block;
   }
 };
 

@@ -30,14 +30,14 @@ class Trials {
         fail("{} selects nothing in prefill, so there is nothing to turn", specs[owner.spec]);
       trials_.push_back(std::move(trial));
     }
-    for (int32_t layer = 0; layer < engine.model().shape().n_layer; ++layer) {
+    for (int32_t layer = 0; layer < last_layer(); ++layer) {
       if (engine.model().attention(layer).window == 0) ++n_full_;
     }
   }
 
   void observe(const Site& site) {
-    if (site.window > 0) return;
-    // The second of every three, since first layers are unlike all others.
+    if (site.window > 0 || site.layer == last_layer()) return;
+    // The second of every three, since the first layer is unlike all others.
     if (n_seen_++ % kLayerStep != std::min(1, n_full_ - 1)) return;
     ++n_tried_;
     const Scratch o = engine_.device().activations(site.q.n_rows, int64_t{site.q.n_head} * site.q.head_dim);
@@ -72,6 +72,9 @@ class Trials {
     Recall recall;
     double seconds = 0;
   };
+
+  /// Only a few rows of it are computed.
+  int32_t last_layer() const { return engine_.model().shape().n_layer - 1; }
 
   template <typename Work>
   void timed(double& seconds, const Work& work) {
@@ -112,7 +115,7 @@ class Trials {
 
   Engine& engine_;
   std::vector<Trial> trials_;
-  int n_full_ = 0, n_seen_ = 0, n_tried_ = 0;  // layers
+  int n_full_ = 0, n_seen_ = 0, n_tried_ = 0;  // layers without a window, but for the last
   double dense_s_ = 0;
 };
 

@@ -15,35 +15,17 @@
 //   chunk-major prefill each chunk has last rows of its own.
 // - Of a chunk that the budget ends in, the first tokens are taken; chunks of equal score go by their order.
 // - The rest as published: factors that are common to a block's scores are left out, and decode is dense.
-#include <cmath>
-#include <numeric>
-
+#include "attention/chunks.h"
 #include "base/error.h"
 #include "methods/lists.h"
 
 namespace winnow {
 namespace {
 
-constexpr int32_t kBlockK = 64;  // slots of a key block of the lists
-
 struct Settings {
   int32_t budget, block, chunk, sinks, recent, last_rows;
   bool shared;
 };
-
-struct Run {
-  int32_t begin, end;
-};
-
-// Long runs as blocks, what is left of them as columns.
-void push_runs(const std::vector<Run>& runs, HeadLists& lists) {
-  for (const Run& run : runs) {
-    int32_t at = run.begin;
-    for (; at + kBlockK <= run.end; at += kBlockK) lists.block_begin.push_back(at);
-    for (; at < run.end; ++at) lists.column.push_back(at);
-  }
-  lists.end_block();
-}
 
 class Dhsa final : public Selector {
  public:
@@ -56,43 +38,17 @@ class Dhsa final : public Selector {
                     [&](const KvHead& head) { return visible_slots(head, site.limit.back()) <= s_.budget; })) {
       return {};
     }
-    const std::vector<std::vector<float>> keys = pool_keys(site);
     const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
       return head.idx == nullptr && head.n_slots == kv.front().n_slots;
     });
-    if (s_.shared && alike) {
-      HeadLists lists;
-      fill(site, 0, mean_queries(site), mean(keys), lists);
-      return join_lists({&lists, 1}, s_.block, kBlockK);
-    }
-    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    const size_t group = lists.size() / kv.size();
-    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      std::vector<float> queries;
-      site.ops.pool_queries(site.q, static_cast<int32_t>(head), s_.block, queries);
-      const auto at = static_cast<size_t>(head);
-      fill(site, static_cast<int32_t>(head), queries, keys[at / group], lists[at]);
-    });
-    return join_lists(lists, s_.block, kBlockK);
+    const ChunkArgs chunks = chunks_of(site);
+    if (!s_.shared || !alike) return site.ops.select_chunks(chunks);
+    HeadLists lists;
+    push_chunks(site.ops, chunks, 0, {mean_queries(site), mean(chunk_keys(site.ops, chunks))}, lists);
+    return join_lists({&lists, 1}, s_.block, kChunkBlock);
   }
 
  private:
-  // Mean keys of the chunks times the root of their lengths. -> [n_kv_head][n_chunk, head_dim]
-  std::vector<std::vector<float>> pool_keys(const Site& site) const {
-    std::vector<std::vector<float>> keys(site.kv.heads.size());
-    site.ops.for_each(std::ssize(keys), [&](int64_t head, int) {
-      std::vector<float>& pooled = keys[static_cast<size_t>(head)];
-      site.ops.pool_keys(site.kv, static_cast<int32_t>(head), s_.chunk, pooled);
-      const int32_t n_slots = site.kv.heads[static_cast<size_t>(head)].n_slots;
-      const auto dim = static_cast<size_t>(site.q.head_dim);
-      for (size_t i = 0; i < pooled.size(); ++i) {
-        const int32_t begin = static_cast<int32_t>(i / dim) * s_.chunk;
-        pooled[i] *= std::sqrt(static_cast<float>(std::min(s_.chunk, n_slots - begin)));
-      }
-    });
-    return keys;
-  }
-
   static std::vector<float> mean(const std::vector<std::vector<float>>& of_heads) {
     std::vector<float> sum(of_heads.front().size());
     for (const std::vector<float>& values : of_heads) {
@@ -110,64 +66,16 @@ class Dhsa final : public Selector {
     return mean(queries);
   }
 
-  void fill(const Site& site, int32_t head, const std::vector<float>& queries, const std::vector<float>& keys,
-            HeadLists& lists) const {
-    const KvHead& kv = kv_head_of(site, head);
-    std::vector<float> scores;
-    site.ops.score_blocks(queries, keys, site.q.head_dim, 1, scores);
-    const size_t n_chunk = keys.size() / static_cast<size_t>(site.q.head_dim);
-    for (int64_t row = 0; row < site.q.n_rows; row += s_.block) {
-      const int64_t end = std::min<int64_t>(row + s_.block, site.q.n_rows);
-      const int32_t n_allowed = slot_of_row(site, kv, end - 1) + 1;
-      if (end > site.q.n_rows - s_.last_rows || n_allowed <= s_.budget) {
-        push_runs({{0, n_allowed}}, lists);
-      } else {
-        const auto block = static_cast<size_t>(row / s_.block);
-        push_runs(choose(std::span(scores).subspan(block * n_chunk, n_chunk), n_allowed), lists);
-      }
-    }
-  }
-
-  // Which of the first n_allowed slots, more than the budget, one block of rows gets.
-  std::vector<Run> choose(std::span<const float> scores, int32_t n_allowed) const {
-    const int32_t recent = n_allowed - s_.recent;
-    std::vector<int32_t> order(static_cast<size_t>(ceil_div(recent, s_.chunk)));
-    std::iota(order.begin(), order.end(), 0);
-    const auto better = [scores](int32_t a, int32_t b) {
-      const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
-      return x != y ? x > y : a < b;
-    };
-    int32_t left = s_.budget - s_.recent;
-    const auto n_most = std::min(std::ssize(order), static_cast<std::ptrdiff_t>(left / s_.chunk + 2));
-    std::partial_sort(order.begin(), order.begin() + n_most, order.end(), better);
-    std::vector<Run> runs;
-    for (const int32_t chunk : order) {
-      if (left <= 0) break;
-      const int32_t begin = chunk * s_.chunk, end = std::min({begin + s_.chunk, recent, begin + left});
-      runs.push_back({begin, end});
-      left -= end - begin;
-    }
-    runs.push_back({recent, n_allowed});
-    std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.begin < b.begin; });
-    return with_sinks(runs);
-  }
-
-  // The lowest slots give way to the first ones of all. Neighbouring runs become one.
-  std::vector<Run> with_sinks(const std::vector<Run>& runs) const {
-    std::vector<Run> result = {{0, s_.sinks}};
-    int32_t to_drop = s_.sinks;
-    for (Run run : runs) {
-      const int32_t dropped = std::min(to_drop, run.end - run.begin);
-      to_drop -= dropped;
-      run.begin += dropped;
-      if (run.begin == run.end) continue;
-      if (run.begin == result.back().end) {
-        result.back().end = run.end;
-      } else {
-        result.push_back(run);
-      }
-    }
-    return result;
+  ChunkArgs chunks_of(const Site& site) const {
+    return {.q = site.q,
+            .kv = site.kv,
+            .limit = site.limit,
+            .budget = s_.budget,
+            .block = s_.block,
+            .chunk = s_.chunk,
+            .sinks = s_.sinks,
+            .recent = s_.recent,
+            .last_rows = s_.last_rows};
   }
 
   Settings s_;

@@ -58,13 +58,10 @@ class SnapKv final : public Compressor {
     if (votes.empty()) return votes;
     const int32_t group = site.q.n_head / static_cast<int32_t>(site.kv.heads.size());
     const int64_t n_probe = std::min<int64_t>(s_.window, site.q.n_rows);
-    std::vector<float> probabilities;
+    std::vector<float> mass;
     for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      site.ops.score_window(last_rows(site, n_probe), head, probabilities);
-      for (int64_t row = 0; row < n_probe; ++row) {
-        const float* from = probabilities.data() + row * n_slots;
-        for (size_t slot = 0; slot < votes.size(); ++slot) votes[slot] += from[slot];
-      }
+      site.ops.window_mass(last_rows(site, n_probe), head, mass);
+      for (size_t slot = 0; slot < votes.size(); ++slot) votes[slot] += mass[slot];
     }
     if (s_.max_pool) {
       max_pool(votes, s_.kernel);

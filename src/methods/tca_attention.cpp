@@ -96,14 +96,10 @@ Voted vote(const Site& site, int32_t kv_head, int32_t begin, int32_t end, int64_
   voted.mass.resize(static_cast<size_t>(std::max(0, end - begin) / kBlock * kBlock));
   if (voted.mass.empty()) return voted;
   const ProbeArgs probe = last_rows(site, std::min(n_votes, site.q.n_rows));
-  const auto n_slots = static_cast<size_t>(site.kv.heads[static_cast<size_t>(kv_head)].n_slots);
-  std::vector<float> probabilities;
+  std::vector<float> mass;
   for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    site.ops.score_window(probe, head, probabilities);
-    for (size_t row = 0; row < static_cast<size_t>(probe.q.n_rows); ++row) {
-      const float* from = probabilities.data() + row * n_slots + begin;
-      for (size_t i = 0; i < voted.mass.size(); ++i) voted.mass[i] += from[i];
-    }
+    site.ops.window_mass(probe, head, mass);
+    for (size_t i = 0; i < voted.mass.size(); ++i) voted.mass[i] += mass[static_cast<size_t>(begin) + i];
   }
   for (size_t at = 0; at < voted.mass.size(); at += kBlock) {
     voted.concentration.push_back(concentration(std::span(voted.mass).subspan(at, kBlock)));
@@ -186,16 +182,14 @@ class Core final : public Selector {
                                kv[at].n_slots, state_->settings.votes);
       cores[at] = core_of(voted, state_->shares_of(index), state_->settings.sinks);
     });
-    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    const size_t group = lists.size() / cores.size();
-    for (size_t head = 0; head < lists.size(); ++head) {
-      if (head % group == 0) {
-        write(site, kv[head / group], cores[head / group], lists[head]);
-      } else {
-        lists[head] = lists[head - 1];
-      }
-    }
-    return join_lists(lists, kRows, kBlock);
+    std::vector<HeadLists> lists(kv.size());
+    site.ops.for_each(std::ssize(lists), [&](int64_t head, int) {
+      const auto at = static_cast<size_t>(head);
+      write(site, kv[at], cores[at], lists[at]);
+    });
+    Selection selection = join_lists(lists, kRows, kBlock);
+    selection.group = site.q.n_head / static_cast<int32_t>(kv.size());
+    return selection;
   }
 
  private:

@@ -14,17 +14,11 @@
 //   of rows straddles two of slots and computes both. Chunks that are multiples of the block change nothing.
 // - A threshold of 1 is dense attention.
 // - The share of the mass is reached, not passed; ties take the lower block.
-#include <limits>
-#include <numeric>
-#include <utility>
-
 #include "base/error.h"
 #include "methods/lists.h"
 
 namespace winnow {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Settings {
   double threshold;
@@ -37,46 +31,10 @@ class XAttention final : public Selector {
 
   Selection select(const Site& site) override {
     if (site.q.n_rows <= 1 || s_.threshold >= 1) return {};
-    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      select_head(site, static_cast<int32_t>(head), lists[static_cast<size_t>(head)]);
-    });
-    return join_lists(lists, s_.block, s_.block);
+    return site.ops.select_antidiagonals({last_rows(site, site.q.n_rows), s_.stride, s_.block}, s_.threshold);
   }
 
  private:
-  void select_head(const Site& site, int32_t head, HeadLists& lists) const {
-    const KvHead& kv = kv_head_of(site, head);
-    std::vector<float> scores;
-    site.ops.antidiagonal_scores({last_rows(site, site.q.n_rows), s_.stride, s_.block}, head, scores);
-    const auto n_block = static_cast<size_t>(ceil_div(visible_slots(kv, site.limit.back()), s_.block));
-    for (int64_t row = 0; row < site.q.n_rows; row += s_.block) {
-      const int64_t last_row = std::min<int64_t>(row + s_.block, site.q.n_rows) - 1;
-      const int32_t first = slot_of_row(site, kv, row) / s_.block, last = slot_of_row(site, kv, last_row) / s_.block;
-      const auto at = static_cast<size_t>(row / s_.block) * n_block;
-      push_blocks(std::span(scores).subspan(at, static_cast<size_t>(last) + 1), first, lists);
-    }
-  }
-
-  // Of the blocks that a block of rows sees, the last ones, from `own` on, are its own.
-  void push_blocks(std::span<float> scores, int32_t own, HeadLists& lists) const {
-    const double total = std::accumulate(scores.begin(), scores.end(), 0.0);
-    double mass = 0;
-    int64_t n = 0;
-    const auto force = [&](float& score) {
-      mass += std::exchange(score, 0.0F);
-      ++n;
-    };
-    const auto from = static_cast<size_t>(own);
-    std::for_each(scores.begin() + own, scores.end(), force);
-    if (from > 0) force(scores.front());
-    if (mass < s_.threshold * total) n += top_p_count(scores, s_.threshold * total - mass);
-    scores.front() = kInfinity;
-    std::fill(scores.begin() + own, scores.end(), kInfinity);
-    for (const int32_t block : top_k(scores, n)) lists.block_begin.push_back(block * s_.block);
-    lists.end_block();
-  }
-
   Settings s_;
 };
 

@@ -81,12 +81,9 @@ bool alike(std::span<const KvHead> kv) {
 
 // Adds the attention of `probe` rows of query head `head` to `sum`.
 void add_mass(const Site& site, const ProbeArgs& probe, int32_t head, std::span<float> sum) {
-  std::vector<float> probabilities;
-  site.ops.score_window(probe, head, probabilities);
-  for (size_t row = 0; row < static_cast<size_t>(probe.q.n_rows); ++row) {
-    const float* from = probabilities.data() + row * sum.size();
-    for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += from[slot];
-  }
+  std::vector<float> mass;
+  site.ops.window_mass(probe, head, mass);
+  for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += mass[slot];
 }
 
 // The last rows, and as many at even distances before them. Few rows are all probes.

@@ -81,6 +81,12 @@ Scratch feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x) 
   return h;
 }
 
+void add_feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x) {
+  const Scratch h = device.activations(x.rows, x.cols);
+  part.norm.apply(device, x, h);
+  device.feed_forward_add({&part.gate, &part.up, &part.down, gate}, h, x);
+}
+
 Decoder::Decoder(std::shared_ptr<const Gguf> gguf, ModelFile& file) : gguf_(std::move(gguf)) {
   shape_ = file.shape();
   embedding_ = file.matrix("token_embd.weight", shape_.n_vocab, shape_.n_embd);

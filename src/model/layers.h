@@ -59,6 +59,8 @@ void rotate(Device& device, const Rope& rope, const Qkv& rows, std::span<const i
 Scratch product(Device& device, const Weight& weight, Mat x);
 /// down(act(gate(norm(x))) * up(norm(x))). -> [n_rows, n_embd]
 Scratch feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x);
+/// The same, added to x.
+void add_feed_forward(Device& device, const FeedForward& part, Gate gate, Mat x);
 
 /// A stack of layers, each with an attention and a feed-forward part, between an embedding table and an output matrix
 /// (which may be the same).

@@ -25,8 +25,8 @@ class Llama : public Decoder {
   }
 
   void mix(Device& device, int32_t layer, Mat x, Mat o) const override {
-    device.add(x, product(device, attention_part(layer).output, o));
-    device.add(x, feed_forward(device, feed_forward_part(layer), Gate::silu, x));
+    device.linear_add(attention_part(layer).output, o, x);
+    add_feed_forward(device, feed_forward_part(layer), Gate::silu, x);
   }
 
  private:

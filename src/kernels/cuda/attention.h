@@ -32,9 +32,10 @@ struct Lists {
   const int32_t* block_begin = nullptr;
   const int32_t* column_ptr = nullptr;
   const int32_t* column = nullptr;
+  int32_t group = 1;  // query heads that share a list
 
   __host__ __device__ int64_t list(int32_t head, int32_t block) const {
-    return static_cast<int64_t>(n_head == 1 ? 0 : head) * n_block_q + block;
+    return static_cast<int64_t>(n_head == 1 ? 0 : head / group) * n_block_q + block;
   }
 };
 

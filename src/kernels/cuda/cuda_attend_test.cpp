@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "attention/lists.h"
 #include "attention/problem.h"
 #include "kernels/cuda/gpu_fixture.h"
 #include "kernels/ref/attention.h"
@@ -269,6 +270,38 @@ TEST_P(CudaAttend, FloatQueries) {
   }
 }
 
+/// Lists that a kv head's query heads share are those that each of them has.
+TEST_P(CudaAttend, HeadsOfAGroupMayShareLists) {
+  const ProblemData data(parse_problem("prefill rows=300 heads=4 kv=2 dim=64 density=0.3 columns=20"));
+  const Selection& apart = *data.args().selection;
+  ASSERT_EQ(apart.n_head, 4);
+  std::vector<HeadLists> shared(2), each(4);
+  for (size_t kv = 0; kv < 2; ++kv) {
+    for (int32_t block = 0; block < apart.n_block_q; ++block) {
+      const auto list = static_cast<size_t>(apart.list(static_cast<int32_t>(2 * kv), block));
+      const auto add = [list](std::vector<int32_t>& to, const std::vector<int32_t>& from, const auto& ptr) {
+        to.insert(to.end(), from.begin() + ptr[list], from.begin() + ptr[list + 1]);
+      };
+      add(shared[kv].block_begin, apart.block_begin, apart.block_ptr);
+      add(shared[kv].column, apart.column, apart.column_ptr);
+      shared[kv].end_block();
+    }
+    each[2 * kv] = each[2 * kv + 1] = shared[kv];
+  }
+  Selection by_group = join_lists(shared, apart.block_q, apart.block_k);
+  by_group.group = 2;
+  const Selection by_head = join_lists(each, apart.block_q, apart.block_k);
+  ProblemOn on_gpu(device(), data);
+  AttnArgs args = data.args();
+  args.selection = &by_head;
+  const Result expected = by_ref(args);
+  expect_near(by_gpu(data, args, on_gpu), expected);
+  for (const Selection& selection : {by_group, device().on_device(by_group)}) {
+    args.selection = &selection;
+    expect_near(by_gpu(data, args, on_gpu), expected);
+  }
+}
+
 TEST_P(CudaAttend, RowsThatSeeNothingAreZero) {
   for (const int rows : {1, 3, 100}) {
     const ProblemData data(parse_problem(fmt::format("prefill rows={} dim=64 heads=4 kv=2", rows)));
@@ -341,6 +374,10 @@ TEST_F(CudaVerbs, ScoreWindow) {
       device().score_window({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, actual);
       ref::score_window({args.q, args.kv, args.limit, args.scale, args.softcap, args.window}, head, expected);
       expect_near(actual, expected, 1e-5);
+      std::vector<float> mass, sums(actual.size() / static_cast<size_t>(args.q.n_rows));
+      for (size_t i = 0; i < actual.size(); ++i) sums[i % sums.size()] += actual[i];
+      device().window_mass({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, mass);
+      expect_near(mass, sums, 1e-5);
     }
   }
 }

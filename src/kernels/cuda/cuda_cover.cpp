@@ -132,6 +132,11 @@ Selection CudaDevice::select_cover(const CoverArgs& args) {
     mark_cover(call, first, std::min(at_once, call.n_head - first));
   }
 
+  return lists_of_marks(call);
+}
+
+Selection CudaDevice::lists_of_marks(CoverCall& call) {
+  const auto n_list = static_cast<size_t>(call.n_head) * static_cast<size_t>(call.n_block_q);
   auto made = std::make_shared<GpuLists>();
   const auto keep = [&](size_t n) {
     return reinterpret_cast<int32_t*>(made->memory.emplace_back(gpu_memory_.lend(n * sizeof(int32_t))).get());
@@ -139,17 +144,17 @@ Selection CudaDevice::select_cover(const CoverArgs& args) {
   call.block_ptr = keep(n_list + 1);
   int32_t* column_ptr = keep(n_list + 1);
   check(cudaMemsetAsync(column_ptr, 0, (n_list + 1) * sizeof(int32_t), call.stream), "clearing lists");
-  measure_cover(call, cover.lend<std::byte>(cover_scan_bytes(call)));
+  measure_cover(call, gpu_memory_.lend(cover_scan_bytes(call)).get());
   int32_t n_block = 0;
   transfers_.download(&n_block, call.block_ptr + n_list, sizeof(n_block));
   int32_t* block_begin = keep(static_cast<size_t>(n_block) + 1);
   write_cover(call, block_begin);
 
-  made->lists = {args.block, args.block, call.n_head, call.n_block_q, call.block_ptr, block_begin, column_ptr, keep(1)};
+  made->lists = {call.block, call.block, call.n_head, call.n_block_q, call.block_ptr, block_begin, column_ptr, keep(1)};
   made->n_block = static_cast<size_t>(n_block);
   Selection selection;
-  selection.block_q = args.block;
-  selection.block_k = args.block;
+  selection.block_q = call.block;
+  selection.block_k = call.block;
   selection.n_head = call.n_head;
   selection.n_block_q = call.n_block_q;
   selection.on_device = std::move(made);

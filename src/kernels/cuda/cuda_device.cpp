@@ -165,6 +165,20 @@ void CudaDevice::linear_many(std::span<const Weight* const> weights, Mat x, std:
   products_.multiply(weights, x, ys);
 }
 
+void CudaDevice::linear_add(const Weight& weight, Mat h, Mat x) {
+  const auto lock = begin();
+  products_.multiply_add(weight, h, x);
+}
+
+void CudaDevice::feed_forward_add(const GatedWeights& weights, Mat h, Mat x) {
+  const Scratch gate = activations(h.rows, weights.gate->n_out), up = activations(h.rows, weights.up->n_out);
+  const Weight* const both[] = {weights.gate, weights.up};
+  const Mat ys[] = {gate, up};
+  linear_many(both, h, ys);
+  gated(gate, up, weights.act, gate);
+  linear_add(*weights.down, gate, x);
+}
+
 void CudaDevice::embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) {
   const auto lock = begin();
   const ResidentWeight resident = products_.resident(table);

@@ -9,6 +9,8 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/copies.h"
 #include "kernels/cuda/counters.h"
+#include "kernels/cuda/cover.h"
+#include "kernels/cuda/estimate.h"
 #include "kernels/cuda/lines.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/tables.h"
@@ -40,6 +42,8 @@ class CudaDevice final : public Device {
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
   void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
+  void linear_add(const Weight& weight, Mat h, Mat x) override;
+  void feed_forward_add(const GatedWeights& weights, Mat h, Mat x) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
@@ -57,12 +61,19 @@ class CudaDevice final : public Device {
 
   void attend(const AttnArgs& args) override;
   void merge(HeadsView into, float* into_lse, const Partial& from, float gain) override;
-  void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) override;
+  void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) override;
+  void window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass) override;
   void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) override;
   void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                     std::vector<float>& scores) override;
+  void antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores) override;
+  Selection select_antidiagonals(const AntidiagonalArgs& args, double share) override;
   Selection select_lines(const LineArgs& args) override;
+  Selection select_chunks(const ChunkArgs& args) override;
+  Selection select_tree(const TreeArgs& args) override;
+  Selection select_outstanding(const OutstandingArgs& args) override;
+  void proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) override;
   Selection select_cover(const CoverArgs& args) override;
   Selection on_host(const Selection& selection) override;
   Selection on_device(const Selection& selection) override;
@@ -74,6 +85,7 @@ class CudaDevice final : public Device {
   /// One attention call's tables, in GPU memory.
   struct Call;
   struct Cover;
+  class Antidiagonals;
   /// The stream, made before and destroyed after everything that uses it.
   struct Stream {
     Stream();
@@ -96,6 +108,8 @@ class CudaDevice final : public Device {
     int32_t n_head, group;
   };
 
+  /// score_window into GPU memory. -> [n_probe, n_slots]; null where there is nothing
+  std::shared_ptr<std::byte> probabilities(const ProbeArgs& args, int32_t head);
   Scratch matrix(int64_t rows, int64_t cols, Type type);
   const int32_t* on_gpu(std::span<const int32_t> values) { return tables_.put(values); }
   /// Before anything reads or writes GPU memory: waiting copies are launched.
@@ -108,6 +122,17 @@ class CudaDevice final : public Device {
   const int2* visible_to_few(const AttnArgs& args);
   /// K and V as the kernels for many rows read them; made once for all that ask before the cache changes.
   StagedKv staged(const KvView& view, const DeviceKv& kv);
+  /// Rows a [n_a, depth] by rows b [n_b, depth], both contiguous bf16. `seen(i)`: how many of b the first i + 1 rows of
+  /// a look at, at most. Panels hold a multiple of 128 rows, but for the last one.
+  struct PanelArgs {
+    const __nv_bfloat16* a = nullptr;
+    const __nv_bfloat16* b = nullptr;
+    int64_t n_a = 0, n_b = 0, depth = 0;
+  };
+  void in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
+                 const std::function<void(const Panel&)>& use);
+  /// Lists of the blocks that call.marks marks; call.block_ptr is set.
+  Selection lists_of_marks(CoverCall& call);
   Selection lay(const ChosenLines& chosen, const LineRows& rows);
   std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
   void attend_few_rows(const AttnArgs& args, const Call& call);

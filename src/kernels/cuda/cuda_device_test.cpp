@@ -204,6 +204,10 @@ void check_product(Device& gpu, Device& ref, const RandomWeight& w, int64_t rows
   ref.linear(w.weight, x.on_ref, y.on_ref, bias.data());
   EXPECT_LT(y.error(), rows * w.weight.n_out < 16 ? 0.05 : 8e-3)
       << type_info(w.weight.type).name << " [" << rows << ", " << w.weight.n_in << "] to " << w.weight.n_out;
+  if (y_type != Type::f32) return;
+  gpu.linear_add(w.weight, x.on_gpu, y.on_gpu);
+  ref.linear_add(w.weight, x.on_ref, y.on_ref);
+  EXPECT_LT(y.error(), rows * w.weight.n_out < 16 ? 0.05 : 8e-3) << "added, [" << rows << ", " << w.weight.n_in << "]";
 }
 
 TEST_F(CudaOps, ProductsOfEveryType) {

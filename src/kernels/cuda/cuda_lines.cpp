@@ -129,6 +129,7 @@ Selection CudaDevice::on_device(const Selection& selection) {
   moved.block_q = selection.block_q;
   moved.block_k = selection.block_k;
   moved.n_head = selection.n_head;
+  moved.group = selection.group;
   moved.n_block_q = selection.n_block_q;
   moved.on_device = std::move(made);
   return moved;

@@ -18,7 +18,7 @@ constexpr int kAhead = 2;                // steps that are asked for before the 
 __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float value) {
   const int64_t at = row * part.y_stride + out;
   if (part.y_type == Type::f32) {
-    static_cast<float*>(part.y)[at] = value;
+    static_cast<float*>(part.y)[at] = part.adds ? static_cast<const float*>(part.y)[at] + value : value;
   } else {
     static_cast<bf16*>(part.y)[at] = __float2bfloat16_rn(value);
   }

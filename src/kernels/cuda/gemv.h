@@ -24,6 +24,7 @@ struct Gemv {
     void* y = nullptr;  // [n_rows, n_out]
     int64_t y_stride = 0;
     Type y_type = Type::bf16;
+    bool adds = false;  // to what y holds, which is float then
   };
   Part part[kMostGemvWeights];
   int n_parts = 0;

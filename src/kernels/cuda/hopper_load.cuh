@@ -58,6 +58,8 @@ class Intervals {
   int32_t i_ = 0, part_ = 0, cached_ = 0;
 };
 
+constexpr int32_t kWarpRows = kPiece / static_cast<int32_t>(kLoadingWarps);  // of a piece that one warp gathers
+
 /// What is left of a list of columns: entries [at, end) of the lists.
 struct Columns {
   int32_t at, end;
@@ -107,14 +109,14 @@ struct Window {
     return n_shared;
   }
 
-  /// Writes the columns whose places are among the first 64, for the warpgroups in `wanted` or, if shared, for both.
-  /// -> how many of this window they are
+  /// Writes the columns whose places are among the first 64 and of this warp's quarter of them, for the warpgroups in
+  /// `wanted` or, if shared, for both. -> how many of this window are among the first 64
   __device__ int32_t write(Piece& piece, uint32_t wanted, bool skip_shared) const {
     int32_t n = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool taken = value[i] != kEnd && place[i] < kPiece;
-      if (taken && !(skip_shared && shared[i])) {
+      if (taken && place[i] / kWarpRows == thread_index() / 32 && !(skip_shared && shared[i])) {
         const uint32_t to = shared[i] ? 3 : wanted;
         piece.column[place[i]] = static_cast<int32_t>(static_cast<uint32_t>(value[i]) << 2 | to);
       }
@@ -253,17 +255,18 @@ class Loader {
       if (a_before || b_before) continue;
       acquire();
       Piece& piece = shared_.piece[cursor_.slot()];
-      // The four warps write the same, each for itself, and nothing in between: others may be reading already.
+      // Each of the four warps finds all places, and writes those whose rows it will gather.
       int32_t n = max(min(a.n(), kPiece), 0) + max(min(b.n(), kPiece), 0);
       n -= of_a.merge(of_b.value);
       a.at += of_a.write(piece, wanted, false);
       of_b.merge(of_a.value);
       b.at += of_b.write(piece, 2, true);
-      for (auto i = thread_index() % 32; i < kPiece; i += 32) {
-        if (i >= n) piece.column[i] = kEnd;
+      const int32_t last = thread_index() / 32 * kWarpRows + thread_index() % 32;
+      if (thread_index() % 32 < kWarpRows && last >= n) piece.column[last] = kEnd;
+      if (thread_index() == 0) {
+        piece.begin = kColumns;
+        piece.wanted = wanted_of_piece;
       }
-      piece.begin = kColumns;
-      piece.wanted = wanted_of_piece;
       __syncwarp();
       gather(piece);
     }
@@ -278,14 +281,14 @@ class Loader {
     __syncwarp();
   }
 
-  /// This warp's 16 rows of the piece.
+  /// This warp's rows of the piece.
   __device__ void gather(const Piece& piece) {
     constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
     const int32_t slot = cursor_.slot();
     const int32_t chunk = thread_index() % 32 % kChunks;
-    const int32_t end = thread_index() / 32 * 16 + 16;
+    const int32_t end = thread_index() / 32 * kWarpRows + kWarpRows;
 #pragma unroll 2
-    for (int32_t row = end - 16 + thread_index() % 32 / kChunks; row < end; row += 32 / kChunks) {
+    for (int32_t row = end - kWarpRows + thread_index() % 32 / kChunks; row < end; row += 32 / kChunks) {
       const int32_t column = min(piece.column[row] >> 2, static_cast<int32_t>(p_.kv.capacity) - 1);
       const int64_t from = static_cast<int64_t>(base_ + column) * kDim + chunk * 8;
       const uint32_t to = chunk / 8 * S::kHalfBytes + row * 128 + (chunk % 8 ^ row % 8) * 16;

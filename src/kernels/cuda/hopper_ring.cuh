@@ -14,6 +14,9 @@ constexpr int kWarpgroup = 128;        // threads
 constexpr int kGroupRows = kVoteRows;  // rows of a computing warpgroup: wgmma's m
 constexpr int kTileRows = 2 * kGroupRows;
 constexpr int kThreads = 3 * kWarpgroup;
+// Lane 0 arrives for its warp, after __syncwarp. compute-sanitizer's racecheck does not follow that: it reports what
+// the other lanes read of a piece (take_piece) against the loader's next write to the slot (load_interval,
+// load_columns), which waits for these arrivals.
 constexpr uint32_t kLoadingWarps = 4;    // arrivals that make a slot full
 constexpr uint32_t kComputingWarps = 8;  // arrivals that make it empty
 

@@ -333,14 +333,21 @@ __device__ void push_lines(const LayArgs& args, int head, int own, int n_seen, B
       high = middle;
     }
   }
-  for (int i = low; i < n_slash; ++i) {
-    const int e = max(end_of_rows - slashes[i], kLineBlock);
-    if (end < 0 || e > end + kLineBlock) {
-      if (end >= 0) flush();
-      begin = e - kLineBlock;
-      end = e;
-    } else if (e > end) {
-      end += kLineBlock;
+  constexpr int kAhead = 8;  // distances that are fetched together: each by itself would be waited for
+  for (int first = low; first < n_slash; first += kAhead) {
+    int distance[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) distance[i] = slashes[min(first + i, n_slash - 1)];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {  // the last one again changes nothing
+      const int e = max(end_of_rows - distance[i], kLineBlock);
+      if (end < 0 || e > end + kLineBlock) {
+        if (end >= 0) flush();
+        begin = e - kLineBlock;
+        end = e;
+      } else if (e > end) {
+        end += kLineBlock;
+      }
     }
   }
   if (end >= 0) flush();

@@ -99,20 +99,22 @@ void Products::copy_in(const Weight& weight, __nv_bfloat16* to, int64_t ld) {
   }
 }
 
+Scratch Products::readable(Mat x) {
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0;
+  if (x.type == Type::bf16 && aligned) return {x, nullptr};
+  const int64_t stride = (x.cols + 7) / 8 * 8;
+  auto memory = context_.memory.lend(static_cast<size_t>(x.rows * stride) * sizeof(__nv_bfloat16));
+  const Mat view{reinterpret_cast<float*>(memory.get()), x.rows, x.cols, stride, Type::bf16};
+  copy_rows(x, nullptr, 1, view, context_.stream);
+  return {view, std::move(memory)};
+}
+
 void Products::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
   if (x.rows == 0) return;
-  Scratch converted;
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0;
-  if (x.type != Type::bf16 || !aligned) {
-    const int64_t stride = (x.cols + 7) / 8 * 8;
-    auto memory = context_.memory.lend(static_cast<size_t>(x.rows * stride) * sizeof(__nv_bfloat16));
-    const Mat view{reinterpret_cast<float*>(memory.get()), x.rows, x.cols, stride, Type::bf16};
-    copy_rows(x, nullptr, 1, view, context_.stream);
-    converted = {view, std::move(memory)};
-    x = view;
-  }
+  const Scratch read = readable(x);
+  x = read;
   if (x.rows <= kMostGemvRows) {
-    gemv(weights, x, ys);
+    gemv(weights, x, ys, false);
     return;
   }
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -121,7 +123,25 @@ void Products::multiply(std::span<const Weight* const> weights, Mat x, std::span
   }
 }
 
-void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
+void Products::multiply_add(const Weight& weight, Mat x, Mat y) {
+  if (x.rows == 0) return;
+  WINNOW_ASSERT(y.type == Type::f32);
+  const Scratch read = readable(x);
+  x = read;
+  if (x.rows <= kMostGemvRows) {
+    const Weight* const weights[] = {&weight};
+    gemv(weights, x, {&y, 1}, true);
+    return;
+  }
+  const ResidentWeight w = resident(weight);
+  gemm(w, {weight.n_out, x.cols, x.rows, w.ld, x.stride, y.stride, y.type}, x.data, y.data, true);
+}
+
+void Products::scores(const ResidentWeight& b, int64_t n_b, Mat a, Mat y) {
+  gemm(b, {n_b, a.cols, a.rows, b.ld, a.stride, y.stride, y.type}, a.data, y.data);
+}
+
+void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, bool adds) {
   for (size_t begin = 0; begin < weights.size(); begin += kMostGemvWeights) {
     Gemv call;
     call.x = reinterpret_cast<const __nv_bfloat16*>(x.data);
@@ -130,7 +150,7 @@ void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<con
     call.n_rows = static_cast<int>(x.rows);
     for (size_t i = begin; i < std::min(weights.size(), begin + kMostGemvWeights); ++i) {
       const ResidentWeight w = resident(*weights[i]);
-      call.part[call.n_parts++] = {w.data, w.ld, weights[i]->n_out, ys[i].data, ys[i].stride, ys[i].type};
+      call.part[call.n_parts++] = {w.data, w.ld, weights[i]->n_out, ys[i].data, ys[i].stride, ys[i].type, adds};
     }
     multiply_few_rows(call, context_.n_sm, context_.stream);
   }
@@ -167,12 +187,12 @@ Products::Plan Products::make_plan(const Shape& shape) {
   return plan;
 }
 
-void Products::gemm(const ResidentWeight& w, const Shape& shape, const void* x, void* y) {
+void Products::gemm(const ResidentWeight& w, const Shape& shape, const void* x, void* y, bool adds) {
   auto found = plans_.find(shape);
   if (found == plans_.end()) found = plans_.emplace(shape, make_plan(shape)).first;
   const Plan& plan = found->second;
-  const float one = 1, zero = 0;
-  check(lt_.matmul(handle_, plan.operation, &one, w.data, plan.w, x, plan.x, &zero, y, plan.y, y, plan.y, &plan.algo,
+  const float one = 1, before = adds ? 1 : 0;
+  check(lt_.matmul(handle_, plan.operation, &one, w.data, plan.w, x, plan.x, &before, y, plan.y, y, plan.y, &plan.algo,
                    workspace_.get(), kWorkspace, context_.stream),
         "a product");
 }

@@ -31,6 +31,11 @@ class Products {
   ResidentWeight resident(const Weight& weight);
   /// y_i = x W_i^T; x [rows, n_in] and the ys float or bf16, any number of rows.
   void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
+  /// y += x W^T; y float.
+  void multiply_add(const Weight& weight, Mat x, Mat y);
+  /// y = a b^T of any rows in bf16, which begin at 16-byte boundaries: a [n_a, n_in], b [n_b, n_in], y [n_a, n_b]
+  /// float.
+  void scores(const ResidentWeight& b, int64_t n_b, Mat a, Mat y);
   /// TFLOP/s of a large product in bf16 by cuBLAS.
   double peak_tflops();
 
@@ -61,8 +66,10 @@ class Products {
 
   void copy_in(const Weight& weight, __nv_bfloat16* to, int64_t ld);
   Plan make_plan(const Shape& shape);
-  void gemm(const ResidentWeight& w, const Shape& shape, const void* x, void* y);
-  void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
+  void gemm(const ResidentWeight& w, const Shape& shape, const void* x, void* y, bool adds = false);
+  void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, bool adds);
+  /// x as the products read it: bf16 on 16-byte boundaries; a copy where it is not that.
+  Scratch readable(Mat x);
 
   CudaContext& context_;
   const Cublas& lt_;

@@ -1,0 +1,295 @@
+#include "kernels/cuda/estimate.h"
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cut.cuh"
+#include "kernels/cuda/vec_inl.h"
+
+namespace winnow::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned blocks_of(int64_t n, int64_t unit) {
+  return static_cast<unsigned>((n + unit - 1) / unit);
+}
+
+/// A thread for each eight values.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant__ GatherArgs args) {
+  const int32_t in_group = args.only_first ? 1 : args.stride, chunks = args.head_dim / 8;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t at = i / chunks, group = at / in_group;
+  if (group >= args.n_out) return;
+  const auto in = static_cast<int32_t>(at % in_group);
+  const int64_t row = group * args.stride + (args.reversed ? args.stride - 1 - in : in);
+  const int64_t d = i % chunks * 8;
+  float sum[8] = {};
+  for (int32_t head = 0; head < args.n_head && row < args.n_rows; ++head) {
+    const T* from = static_cast<const T*>(args.data) + head * args.head_stride + row * args.row_stride + d;
+    float v[8];
+    load_some(from, 8, reinterpret_cast<uintptr_t>(from) % 16 == 0, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum[j] += v[j];
+  }
+#pragma unroll
+  for (float& x : sum) x /= static_cast<float>(args.n_head);
+  store8(args.out + at * args.head_dim + d, sum);
+}
+
+/// Reduces over the block; every thread gets it.
+template <typename T, typename Join>
+__device__ T over_block(T x, const Join& join) {
+  __shared__ T partial[32];
+  for (int i = 16; i > 0; i /= 2) x = join(x, __shfl_xor_sync(~0U, x, i));
+  __syncthreads();  // the last use's readers are done
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  T all = partial[0];
+  for (unsigned i = 1; i < blockDim.x / 32; ++i) all = join(all, partial[i]);
+  return all;
+}
+
+template <typename T>
+__device__ T largest_of(T x) {
+  return over_block(x, [](T a, T b) { return a > b ? a : b; });
+}
+
+template <typename T>
+__device__ T sum_of(T x) {
+  return over_block(x, [](T a, T b) { return a + b; });
+}
+
+__device__ float logit(const BlockRows& rows, float product) {
+  const float x = product * rows.scale;
+  return rows.softcap > 0 ? rows.softcap * tanhf(x / rows.softcap) : x;
+}
+
+/// Slots that the last row of group `group` sees.
+__device__ int32_t slots_seen(const BlockRows& rows, int64_t group) {
+  return rows.visible[min((group + 1) * rows.stride, rows.n_rows) - 1].y;
+}
+
+/// One block of threads for each block of rows.
+__global__ void __launch_bounds__(kThreads)
+    antidiagonal_kernel(const __grid_constant__ BlockRows rows, const __grid_constant__ Panel panel, float* scores) {
+  const int32_t per_block = rows.block / rows.stride;
+  const int64_t first = panel.first + static_cast<int64_t>(blockIdx.x) * per_block;
+  const int64_t end = min(first + per_block, panel.first + panel.n);
+  float* out = scores + first / per_block * rows.n_block;
+  for (int32_t c = threadIdx.x; c < rows.n_block; c += kThreads) out[c] = 0;
+  for (int64_t group = first; group < end; ++group) {
+    const float* logits = panel.logits + (group - panel.first) * panel.ld;
+    const int32_t n = (slots_seen(rows, group) + rows.stride - 1) / rows.stride;
+    float top = -INFINITY;
+    for (int32_t i = threadIdx.x; i < n; i += kThreads) top = fmaxf(top, logit(rows, logits[i]));
+    top = largest_of(top);
+    float total = 0;
+    for (int32_t i = threadIdx.x; i < n; i += kThreads) total += expf(logit(rows, logits[i]) - top);
+    total = sum_of(total);
+    for (int32_t c = threadIdx.x; c * per_block < n; c += kThreads) {  // each thread has its own blocks
+      float sum = 0;
+      for (int32_t i = c * per_block; i < min((c + 1) * per_block, n); ++i) {
+        sum += expf(logit(rows, logits[i]) - top);
+      }
+      out[c] += sum / total;
+    }
+  }
+}
+
+/// Numbers that order as floats do, and back.
+__device__ int32_t order_of(float x) {
+  const int32_t bits = __float_as_int(x);
+  return bits >= 0 ? bits : bits ^ 0x7fffffff;
+}
+__device__ float of_order(int32_t order) {
+  return __int_as_float(order >= 0 ? order : order ^ 0x7fffffff);
+}
+
+/// One block of threads for each block of rows, one warp for each of its sampled rows.
+__global__ void __launch_bounds__(kThreads)
+    proxy_kernel(const __grid_constant__ BlockRows rows, const __grid_constant__ Panel panel, float* scores) {
+  extern __shared__ int32_t largest[];  // [n_block], as order_of
+  const int32_t per_block = rows.block / rows.stride;
+  const int64_t first = panel.first + static_cast<int64_t>(blockIdx.x) * per_block;
+  const int64_t end = min(first + per_block, panel.first + panel.n);
+  for (int32_t c = threadIdx.x; c < rows.n_block; c += kThreads) largest[c] = order_of(-INFINITY);
+  __syncthreads();
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  for (int64_t sample = first + threadIdx.x / 32; sample < end; sample += kThreads / 32) {
+    const float* logits = panel.logits + (sample - panel.first) * panel.ld;
+    const int32_t n = (rows.visible[sample * rows.stride].y + rows.stride - 1) / rows.stride;
+    float top = -INFINITY;
+#pragma unroll 8
+    for (int32_t i = lane; i < n; i += 32) top = fmaxf(top, logit(rows, logits[i]));
+    top = warp_max(top);
+    float total = 0;
+#pragma unroll 8
+    for (int32_t i = lane; i < n; i += 32) total += expf(logit(rows, logits[i]) - top);
+    const float log_sum = top + logf(warp_sum(total));
+#pragma unroll 4
+    for (int32_t c = 0; c * per_block < n; ++c) {
+      float x = -INFINITY;
+      for (int32_t i = c * per_block + lane; i < min((c + 1) * per_block, n); i += 32) {
+        x = fmaxf(x, logit(rows, logits[i]));
+      }
+      x = warp_max(x);
+      if (lane == 0) atomicMax(&largest[c], order_of(x - log_sum));
+    }
+  }
+  __syncthreads();
+  float* out = scores + first / per_block * rows.n_block;
+  for (int32_t c = threadIdx.x; c < rows.n_block; c += kThreads) out[c] = of_order(largest[c]);
+}
+
+/// A voter's logits: those of a row of a panel, with the slots' bias.
+struct VoterLogits {
+  const BlockRows& rows;
+  const float* product;
+  const float* bias;
+  __device__ float at(int32_t slot) const {
+    float x = product[slot] * rows.scale + (bias == nullptr ? 0.0F : bias[slot]);
+    if (rows.softcap > 0) x = rows.softcap * tanhf(x / rows.softcap);
+    return x;
+  }
+  /// What the warp's voter spends on slots [begin, end), whose maximum and sum so far are top and sum.
+  __device__ void spend(int32_t begin, int32_t end, float& top, float& sum) const {
+    const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+    float most = top;
+    for (int32_t slot = begin + lane; slot < end; slot += 32) most = fmaxf(most, at(slot));
+    most = warp_max(most);
+    float part = 0;
+    for (int32_t slot = begin + lane; slot < end; slot += 32) part += expf(at(slot) - most);
+    sum = sum * expf(top - most) + warp_sum(part);
+    top = most;
+  }
+};
+
+/// One block of threads for each block of rows, one warp for each voter.
+__global__ void __launch_bounds__(kThreads)
+    outstanding_kernel(const __grid_constant__ OutstandingMarks call, const __grid_constant__ Panel panel) {
+  extern __shared__ uint32_t wanted[];  // [words]
+  const BlockRows& rows = call.rows;
+  const int32_t words = (rows.n_block + 31) / 32, per_block = kBlockSlots / call.voters.step;
+  for (int32_t word = threadIdx.x; word < words; word += kThreads) wanted[word] = 0;
+  __syncthreads();
+  const int64_t first = panel.first + static_cast<int64_t>(blockIdx.x) * per_block;
+  const int64_t block = first / per_block, begin = block * kBlockSlots;
+  const int64_t end = min(begin + kBlockSlots, rows.n_rows);
+  const int32_t diagonal = (rows.visible[begin].y - 1) / kBlockSlots;
+  const int32_t last = (rows.visible[end - 1].y - 1) / kBlockSlots;
+  const int32_t local = max(0, diagonal - call.local_blocks), sink = min(call.sink_blocks, local);
+  const int64_t end_of_voters = min(first + per_block, call.voters.n());
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  for (int64_t voter = first + threadIdx.x / 32; voter < end_of_voters && sink < local; voter += kThreads / 32) {
+    const VoterLogits logits = {rows, panel.logits + (voter - panel.first) * panel.ld, call.bias};
+    float top = -1e30F, sum = 0;
+    logits.spend(0, sink * kBlockSlots, top, sum);
+    logits.spend(local * kBlockSlots, rows.visible[call.voters.row(voter)].y, top, sum);
+    const float least = top + logf(sum) + call.log_tau;
+    constexpr int32_t kTogether = 8;  // blocks whose logits are under way at a time
+    for (int32_t begin_of_some = sink; begin_of_some < local; begin_of_some += kTogether) {
+      float most[kTogether];
+#pragma unroll
+      for (int32_t i = 0; i < kTogether; ++i) {
+        const int32_t slot = min(begin_of_some + i, local - 1) * kBlockSlots + lane;
+        most[i] = fmaxf(logits.at(slot), logits.at(slot + 32));
+      }
+#pragma unroll
+      for (int32_t i = 0; i < kTogether; ++i) {
+        const int32_t c = min(begin_of_some + i, local - 1);
+        if (__any_sync(~0U, most[i] > least) && lane == 0) atomicOr(&wanted[c / 32], 1U << (c % 32));
+      }
+    }
+  }
+  __syncthreads();
+  uint32_t* out = call.marks + block * words;
+  for (int32_t word = threadIdx.x; word < words; word += kThreads) {
+    uint32_t bits = wanted[word];
+    for (int32_t i = 0; i < 32; ++i) {
+      const int32_t c = word * 32 + i;
+      if (c <= last && (c < sink || c >= local)) bits |= 1U << i;
+    }
+    out[word] = bits;
+  }
+}
+
+/// One block of threads for each block of rows.
+__global__ void __launch_bounds__(kCutThreads)
+    heaviest_kernel(const __grid_constant__ BlockRows rows, const float* scores, double share, uint32_t* marks) {
+  __shared__ CutShared shared;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * rows.block;
+  const float* own_scores = scores + static_cast<int64_t>(blockIdx.x) * rows.n_block;
+  const int32_t own = (rows.visible[row].y - 1) / rows.block;
+  const int32_t n = (rows.visible[min(row + rows.block, rows.n_rows) - 1].y - 1) / rows.block + 1;
+  const auto forced = [own](int32_t c) { return c == 0 || c >= own; };
+  double total = 0, mass = 0;
+  for (int32_t c = threadIdx.x; c < n; c += kCutThreads) {
+    total += own_scores[c];
+    if (forced(c)) mass += own_scores[c];
+  }
+  total = sum_of(total);
+  mass = sum_of(mass);
+  Cut cut = {~0U, -1};  // nothing else
+  if (mass < share * total) {
+    const auto keys = [&](int32_t c) { return forced(c) ? 0U : __float_as_uint(own_scores[c]); };
+    cut = find_cut<true>(keys, n, static_cast<unsigned long long>((share * total - mass) * kUnit), shared);
+    // The one that passes the limit is taken too.
+    unsigned long long next = 0;
+    for (int32_t c = threadIdx.x; c < n; c += kCutThreads) {
+      const unsigned long long order = static_cast<unsigned long long>(keys(c)) << 32 | static_cast<uint32_t>(~c);
+      if (!forced(c) && !takes(cut, keys(c), c) && order > next) next = order;
+    }
+    next = largest_of(next);
+    if (next > 0) cut = {static_cast<uint32_t>(next >> 32), static_cast<int32_t>(~static_cast<uint32_t>(next))};
+  }
+  const int32_t words = (rows.n_block + 31) / 32;
+  uint32_t* out = marks + static_cast<int64_t>(blockIdx.x) * words;
+  for (int32_t word = static_cast<int32_t>(threadIdx.x) / 32; word < words; word += kCutThreads / 32) {
+    const int32_t c = word * 32 + static_cast<int32_t>(threadIdx.x) % 32;
+    const bool taken = c < n && (forced(c) || takes(cut, __float_as_uint(own_scores[c]), c));
+    const uint32_t bits = __ballot_sync(~0U, taken);
+    if (threadIdx.x % 32 == 0) out[word] = bits;
+  }
+}
+
+}  // namespace
+
+void gather(const GatherArgs& args) {
+  if (args.n_out == 0) return;
+  const int64_t n = args.n_out * (args.only_first ? 1 : args.stride) * (args.head_dim / 8);
+  if (args.type == Type::f32) {
+    gather_kernel<float><<<blocks_of(n, kThreads), kThreads, 0, args.stream>>>(args);
+  } else {
+    gather_kernel<bf16><<<blocks_of(n, kThreads), kThreads, 0, args.stream>>>(args);
+  }
+  check(cudaGetLastError(), "gathering rows");
+}
+
+void antidiagonal_sums(const BlockRows& rows, const Panel& panel, float* scores) {
+  const unsigned n = blocks_of(panel.n, rows.block / rows.stride);
+  antidiagonal_kernel<<<n, kThreads, 0, rows.stream>>>(rows, panel, scores);
+  check(cudaGetLastError(), "antidiagonals");
+}
+
+void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores) {
+  const unsigned n = blocks_of(panel.n, rows.block / rows.stride);
+  const size_t shared = static_cast<size_t>(rows.n_block) * sizeof(int32_t);
+  check(cudaFuncSetAttribute(proxy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of proxies");
+  proxy_kernel<<<n, kThreads, shared, rows.stream>>>(rows, panel, scores);
+  check(cudaGetLastError(), "proxies' maxima");
+}
+
+void mark_outstanding(const OutstandingMarks& call, const Panel& panel) {
+  const unsigned n = blocks_of(panel.n, kBlockSlots / call.voters.step);
+  const size_t shared = static_cast<size_t>(call.rows.n_block + 31) / 32 * sizeof(uint32_t);
+  outstanding_kernel<<<n, kThreads, shared, call.rows.stream>>>(call, panel);
+  check(cudaGetLastError(), "outstanding blocks");
+}
+
+void mark_heaviest(const BlockRows& rows, const float* scores, double share, uint32_t* marks) {
+  heaviest_kernel<<<blocks_of(rows.n_rows, rows.block), kCutThreads, 0, rows.stream>>>(rows, scores, share, marks);
+  check(cudaGetLastError(), "choice of the heaviest blocks");
+}
+
+}  // namespace winnow::cuda

@@ -1,0 +1,88 @@
+// Estimates of attention that are products of fewer rows than attention's own, on pointers into GPU memory: what is
+// multiplied is gathered, cuBLAS multiplies it panel by panel, and what a panel says of blocks is reduced.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "attention/types.h"
+#include "kernels/cuda/cover.h"
+
+namespace winnow::cuda {
+
+/// Rows of several heads, and what is made of them in bf16: row g of `out` holds rows [g * stride, (g + 1) * stride)
+/// one behind the other, each the mean over n_head heads; 0 where there are none.
+struct GatherArgs {
+  const void* data = nullptr;  // [n_head, n_rows, head_dim], distances in values
+  Type type = Type::bf16;
+  int64_t head_stride = 0, row_stride = 0;
+  int64_t n_rows = 0;
+  int32_t n_head = 1, head_dim = 0;
+  int32_t stride = 1;
+  bool reversed = false;         // the last row of each group first
+  bool only_first = false;       // just the first row of each group
+  int64_t n_out = 0;             // groups, some of which may lie behind the last row
+  __nv_bfloat16* out = nullptr;  // [n_out, stride or 1, head_dim]
+  cudaStream_t stream = nullptr;
+};
+void gather(const GatherArgs& args);
+
+/// A panel of logits: rows [first, first + n) of all, each a group of `stride` rows of the head.
+struct Panel {
+  const float* logits = nullptr;  // [n, ld]
+  int64_t ld = 0;
+  int64_t first = 0, n = 0;
+};
+
+/// What blocks are estimated for.
+struct BlockRows {
+  const int2* visible = nullptr;  // [n_rows] of the head: the row sees slots [.., y)
+  int64_t n_rows = 0;
+  int32_t stride = 1;  // rows and slots that a logit stands for
+  int32_t block = 64;  // rows and slots
+  int32_t n_block = 0;
+  float scale = 1, softcap = 0;  // of the logits
+  cudaStream_t stream = nullptr;
+};
+
+/// antidiagonal_scores of the panel's blocks of rows, of which it holds whole ones. scores [n_block_q, n_block]
+void antidiagonal_sums(const BlockRows& rows, const Panel& panel, float* scores);
+
+/// proxy_scores of the panel's blocks of rows: logits are of every stride-th row and slot.
+void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores);
+
+/// The rows that vote in select_outstanding: the last of every `step` rows of a whole block; of the last, shorter block
+/// the last row and every step-th before it.
+struct Voters {
+  int64_t n_rows = 0;
+  int32_t step = 1;
+  __host__ __device__ int64_t in_whole_blocks() const { return n_rows / kBlockSlots * (kBlockSlots / step); }
+  /// The first of the last, shorter block's.
+  __host__ __device__ int64_t tail_row() const {
+    const int64_t n = n_rows % kBlockSlots;
+    return n_rows - 1 - ((n + step - 1) / step - 1) * step;
+  }
+  __host__ __device__ int64_t n() const { return in_whole_blocks() + (n_rows % kBlockSlots + step - 1) / step; }
+  __host__ __device__ int64_t row(int64_t voter) const {
+    const int64_t n_whole = in_whole_blocks();
+    return voter < n_whole ? voter * step + step - 1 : tail_row() + (voter - n_whole) * step;
+  }
+};
+
+/// Marks of one head by select_outstanding's rule, of the panel's blocks of rows; logits are of voters and slots.
+struct OutstandingMarks {
+  BlockRows rows;  // blocks of kBlockSlots; stride is not looked at
+  Voters voters;
+  const float* bias = nullptr;  // [n_slots] or null
+  int32_t sink_blocks = 0, local_blocks = 0;
+  float log_tau = 0;
+  uint32_t* marks = nullptr;  // [n_block_q, words]
+};
+void mark_outstanding(const OutstandingMarks& call, const Panel& panel);
+
+/// Marks of one head by select_antidiagonals' rule. scores as above; marks [n_block_q, words]
+void mark_heaviest(const BlockRows& rows, const float* scores, double share, uint32_t* marks);
+
+}  // namespace winnow::cuda
