@@ -23,6 +23,8 @@
 namespace winnow::roster {
 namespace {
 
+constexpr int32_t kRecallRows = 4;  // rows of each layer whose true attention mass is computed for `recall`
+
 struct Options {
   ModelOptions model;
   std::vector<int> prompts = {512, 2048};
@@ -33,7 +35,6 @@ struct Options {
   std::string file;
   std::string shape;  // with random weights; empty: a model file
   bool random_weights = false;
-  int n_recall = 4;
 };
 
 // Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
@@ -57,14 +58,13 @@ constexpr std::string_view kSentences[] = {
 };
 
 Loaded load_shape_or_file(const Options& options) {
-  const EngineOptions engine = {.recall_rows = options.n_recall};
-  if (options.shape.empty()) return load(options.model, engine);
+  if (options.shape.empty()) return load(options.model, {.recall_rows = kRecallRows});
   const std::span<const SyntheticShape> shapes = synthetic_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const auto& s) { return s.name == options.shape; });
   WINNOW_ASSERT(found != shapes.end());
   ModelOptions model = options.model;
   model.path = options.shape;
-  return load(synthetic_gguf(*found), model, engine);
+  return load(synthetic_gguf(*found), model, {.recall_rows = kRecallRows});
 }
 
 /// `n` ids of running text, the same on every call.
@@ -321,12 +321,6 @@ std::function<void()> add(CLI::App& app) {
       ->type_name("N");
   app.add_option("-f,--file", options->file, "take the tokens from this text (default: sentences of our own)")
       ->type_name("FILE");
-  app.add_option(
-         "--recall", options->n_recall,
-         "rows of each layer whose true attention is computed to tell what was kept of it (default 4; 0: none); "
-         "their time is taken off again")
-      ->check(whole_between(0, 4096))
-      ->type_name("N");
   add_shape(app, *options);
   const auto attend = add_bench_attend(app);
   return [options, attend] {
