@@ -166,7 +166,8 @@ double place_of_speedup(const KnobCurve& curve, const MethodInfo& info, double w
     best = std::max(best, speedup(points[i]));
     if (speedup(points[i]) < wanted) continue;
     if (i == 0) return points[i].place;
-    return place_between(points[i - 1], points[i], speedup(points[i - 1]), speedup(points[i]), wanted);
+    return place_between(points[i - 1], points[i], clock.prefill(points[i - 1].seconds),
+                         clock.prefill(points[i].seconds), dense_s / wanted);
   }
   fail("a speed-up of {} is beyond {} at {} tokens: it reaches {:.2f}, with {}={} ({:.0f}% of attention computed)",
        wanted, info.name, n_tokens, best, info.knob.param, points.back().value, 100 * points.back().density);
