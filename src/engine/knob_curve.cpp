@@ -30,14 +30,14 @@ class Trials {
         fail("{} selects nothing in prefill, so there is nothing to turn", specs[owner.spec]);
       trials_.push_back(std::move(trial));
     }
-    for (int32_t layer = 0; layer < engine.model().shape().n_layer; ++layer) {
+    for (int32_t layer = 0; layer < last_layer(); ++layer) {
       if (engine.model().attention(layer).window == 0) ++n_full_;
     }
   }
 
   void observe(const Site& site) {
-    if (site.window > 0) return;
-    // The second of every three, since first layers are unlike all others.
+    if (site.window > 0 || site.layer == last_layer()) return;
+    // The second of every three, since the first layer is unlike all others.
     if (n_seen_++ % kLayerStep != std::min(1, n_full_ - 1)) return;
     ++n_tried_;
     const Scratch o = engine_.device().activations(site.q.n_rows, int64_t{site.q.n_head} * site.q.head_dim);
@@ -72,6 +72,9 @@ class Trials {
     Recall recall;
     double seconds = 0;
   };
+
+  /// Only a few rows of it are computed.
+  int32_t last_layer() const { return engine_.model().shape().n_layer - 1; }
 
   template <typename Work>
   void timed(double& seconds, const Work& work) {
@@ -112,7 +115,7 @@ class Trials {
 
   Engine& engine_;
   std::vector<Trial> trials_;
-  int n_full_ = 0, n_seen_ = 0, n_tried_ = 0;  // layers
+  int n_full_ = 0, n_seen_ = 0, n_tried_ = 0;  // layers without a window, but for the last
   double dense_s_ = 0;
 };
 
@@ -163,7 +166,8 @@ double place_of_speedup(const KnobCurve& curve, const MethodInfo& info, double w
     best = std::max(best, speedup(points[i]));
     if (speedup(points[i]) < wanted) continue;
     if (i == 0) return points[i].place;
-    return place_between(points[i - 1], points[i], speedup(points[i - 1]), speedup(points[i]), wanted);
+    return place_between(points[i - 1], points[i], clock.prefill(points[i - 1].seconds),
+                         clock.prefill(points[i].seconds), dense_s / wanted);
   }
   fail("a speed-up of {} is beyond {} at {} tokens: it reaches {:.2f}, with {}={} ({:.0f}% of attention computed)",
        wanted, info.name, n_tokens, best, info.knob.param, points.back().value, 100 * points.back().density);

@@ -37,7 +37,6 @@ struct Options {
   bool random_weights = false;
 };
 
-
 // Sentences to draw from, so that ids are those of text: attention over random ids looks like no document's.
 constexpr std::string_view kSentences[] = {
     "The ferry to the island leaves at seven in the morning and comes back before dusk. ",
