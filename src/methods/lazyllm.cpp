@@ -99,6 +99,7 @@ class LazyLlm final : public Pruner {
 constexpr ParamInfo kParams[] = {
     {"prune", "share of the tokens that is dropped at each place", 0.3, 0, 0.9, false},
     {"every", "share of the layers from one place to the next", 0.3, 0.05, 1, false},
+    {"min_len", "tokens in the sequence below which nothing is dropped", 2048, 0, 1e9, true},
     {"revive", "1: a later step may take dropped tokens up again; 0: they stay dropped", 1, 0, 1, true},
 };
 
