@@ -17,8 +17,6 @@ constexpr int64_t kUnpackRows = 32;
 constexpr int64_t kSelectRows = 64;
 // Queries that compressors get to see: the longest observation window that a method may ask for.
 constexpr int64_t kTailRows = 128;
-// So many rows at most are attended to one by one in decode.
-constexpr int64_t kDecodeRows = 16;
 // Logits are handed over in pieces of about this many floats (64 MB).
 constexpr int64_t kLogitsPiece = int64_t{1} << 24;
 
@@ -249,18 +247,15 @@ void Prefill::attend(Sequence& sequence, const Site& here, const Selection& sele
   const Stopwatch watch(decode ? not_wanted : sequence.stats_.attend_s);
   std::vector<float> skip;
   if (here.window == 0) skip = skip_log_lambda(sequence.methods_, !decode, longest_head(here.kv), here.q.n_head);
-  // In pieces, so that Ctrl-C and the progress bar need not wait for a layer. The few rows of a decoded token and of
-  // those that were taken up again beside it share their lists: one by one they go the way of decode, whose kernels do
-  // not compute whole tiles of rows.
-  const bool row_by_row = decode && here.q.n_rows <= kDecodeRows;
-  const int64_t piece = row_by_row ? 1 : device_.rows_at_once().attend;
+  // In pieces, so that Ctrl-C and the progress bar need not wait for a layer.
+  const int64_t piece = device_.rows_at_once().attend;
   for (int64_t begin = 0; begin < here.q.n_rows; begin += piece) {
     const HeadsView q = here.q.rows(begin, std::min(piece, here.q.n_rows - begin));
     device_.attend({.q = q,
                     .kv = here.kv,
                     .limit = here.limit.data() + begin,
                     .selection = selection.everything() ? nullptr : &selection,
-                    .first_row = row_by_row ? 0 : begin,
+                    .first_row = begin,
                     .scale = here.scale,
                     .softcap = here.softcap,
                     .window = here.window,
