@@ -11,7 +11,8 @@ using test::ref_ops;
 using test::SiteFixture;
 using test::SiteShape;
 
-// Default parameters (with random weights too, where weights may be given), neutral ones, and every parameter but the break-even at either end of its range, one at a time.
+// Default parameters (with random weights too, where weights may be given), neutral ones, and every parameter but the
+// break-even at either end of its range, one at a time.
 std::vector<std::string> specs_of(const MethodInfo& info) {
   std::vector<std::string> specs = {std::string(info.name), std::string(info.neutral)};
   if (info.weights != nullptr && !info.needs_weights) specs.push_back(std::string(info.name) + "(weights=random)");

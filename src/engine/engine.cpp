@@ -47,6 +47,13 @@ Pruner* Sequence::pruner() const {
   return nullptr;
 }
 
+// Whether the next token may take up older ones, or drop some. Below the break-even nothing was ever dropped.
+bool Sequence::decodes_alone() const {
+  if (!revives()) return false;
+  const bool sleepers = std::any_of(hidden_.begin(), hidden_.end(), [](const auto& rows) { return rows.size() > 0; });
+  return sleepers || n_tokens() + 1 >= policy_.prune_break_even();
+}
+
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineOptions& options)
     : model_(std::move(model)), device_(std::move(device)), options_(options) {
   const ModelShape& shape = model_->shape();
@@ -199,7 +206,7 @@ std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::spa
   std::vector<size_t> together;
   guarded(sequences, [&] {
     for (size_t i = 0; i < sequences.size(); ++i) {
-      if (!sequences[i]->revives()) {
+      if (!sequences[i]->decodes_alone()) {
         together.push_back(i);
         continue;
       }

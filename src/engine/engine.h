@@ -80,6 +80,7 @@ class Sequence {
         methods_(policy_.make()) {}
   Pruner* pruner() const;
   bool revives() const { return pruner() != nullptr && pruner()->revives(); }
+  bool decodes_alone() const;
   std::vector<int32_t> tokens_;
   KvCache cache_;
   std::vector<HiddenRows> hidden_;  // [n_layer] states behind each layer; empty unless a pruner revives

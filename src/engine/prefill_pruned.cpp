@@ -50,6 +50,7 @@ void Prefill::wake(int32_t index, Pass& pass) {
 
 // The pruner's decision; rows whose logits are wanted stay.
 void Prefill::prune(Part& part, const Site& site) {
+  if (site.limit.back() + 1 < part.sequence->policy_.prune_break_even()) return;
   const std::vector<int32_t> kept = part.pruner->prune(site, part.alive);
   if (kept.empty()) return;
   std::vector<uint8_t> stays(part.alive.size());

@@ -10,7 +10,8 @@ namespace winnow {
 namespace {
 
 constexpr double kRefBound = 1e-4;
-const std::string kLazy = "lazyllm(prune=0.4, every=0.3)";  // of four layers: after the first, second and third
+const std::string kLazy =
+    "lazyllm(prune=0.4, every=0.3, min_len=0)";  // of four layers: after the first, second and third
 
 using Values = std::vector<float>;
 
@@ -164,7 +165,7 @@ TEST_P(PruningTest, EqualsThePlainFormInPrefillDecodeAndASecondTurn) {
 // A rate that drops nobody runs all of the machinery and changes no bit.
 TEST_P(PruningTest, DroppingNobodyIsTheDenseResultToTheBit) {
   const TinyEngine tiny(GetParam(), {}, "cpu", 2, {.n_layer = 4});
-  Sequence dense = tiny.start(), lazy = tiny.start({"lazyllm(prune=0.001)"});
+  Sequence dense = tiny.start(), lazy = tiny.start({"lazyllm(prune=0.001, min_len=0)"});
   EXPECT_EQ(tiny->prefill(lazy, random_tokens(200)), tiny->prefill(dense, random_tokens(200)));
   for (int32_t token = 0; token < 4; ++token) EXPECT_EQ(tiny->decode(lazy, token), tiny->decode(dense, token));
   EXPECT_EQ(lazy.bytes(), dense.cache().bytes());
@@ -185,7 +186,7 @@ TEST_P(PruningTest, DensityIsOfWhatPlainAttentionComputes) {
 // Without revival a token stays where it stopped, whatever decode looks at.
 TEST_P(PruningTest, StaticPruningLeavesTheCacheAlone) {
   const TinyEngine tiny(GetParam(), {}, "cpu", 2, {.n_layer = 4});
-  Sequence sequence = tiny.start({"lazyllm(prune=0.4, every=0.3, revive=0)"});
+  Sequence sequence = tiny.start({"lazyllm(prune=0.4, every=0.3, revive=0, min_len=0)"});
   tiny->prefill(sequence, random_tokens(90));
   std::vector<std::vector<int32_t>> before;
   before.reserve(4);

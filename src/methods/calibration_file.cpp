@@ -49,4 +49,15 @@ void read_calibration(const std::string& path, std::string_view method, const Me
   }
 }
 
+std::vector<nlohmann::json> calibrated_heads(const nlohmann::json& file, const MethodShape& shape, int32_t n_head) {
+  std::vector<nlohmann::json> all;
+  const nlohmann::json& layers = file.at("layers");
+  if (layers.size() != static_cast<size_t>(shape.n_layer)) fail("it has {} layers", layers.size());
+  for (const nlohmann::json& heads : layers) {
+    if (heads.size() != static_cast<size_t>(n_head)) fail("a layer has {} heads", heads.size());
+    all.insert(all.end(), heads.begin(), heads.end());
+  }
+  return all;
+}
+
 }  // namespace winnow

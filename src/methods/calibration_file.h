@@ -21,4 +21,8 @@ nlohmann::ordered_json open_calibration(std::string_view method, const MethodSha
 void read_calibration(const std::string& path, std::string_view method, const MethodShape& shape,
                       const std::function<void(const nlohmann::json&)>& parse);
 
+/// The file's "layers": for each layer an array of its heads. -> [n_layer * n_head] what stands for each head. Throws
+/// Error where the counts differ from `shape`'s layers and `n_head`.
+std::vector<nlohmann::json> calibrated_heads(const nlohmann::json& file, const MethodShape& shape, int32_t n_head);
+
 }  // namespace winnow

@@ -7,14 +7,16 @@
 // step, whose last token looks elsewhere, takes it up at the layer where it stopped: no layer of a token is computed
 // twice. The engine keeps states and sets; this file decides who is dropped. Deviations, and what the paper leaves
 // open:
-// - Places: the paper gives 30 % of the layers, prune, three times over; shares prune per place are tuned per target
-// and
-//   not listed, so one share serves all places. A place that falls on a sliding-window layer moves to the next layer
+// - Places: the paper gives 30 % of the layers, prune, three times over; shares per place are tuned per target and not
+//   listed, so one share serves all places. A place that falls on a sliding-window layer moves to the next layer
 //   that sees everything, since a window's scores say nothing of far tokens.
 // - k = floor(prune * tokens) are dropped; the last token never; of equal scores the older (our choice).
-// - The same schedule in prefill and in decode, and generated tokens are candidates like the prompt's (second-hand,
-// from
-//   an independent implementation).
+// - The same schedule in prefill and in decode; generated tokens are candidates like the prompt's (second-hand, from an
+//   independent implementation).
+// - Decode pays for what prefill saved: a token that is taken up again passes every layer that it missed, once. After a
+//   prompt of 2,304 tokens (0.5B model, 24 layers, defaults) the first four steps computed 900 to 1,700 (token, layer)
+//   pairs each, instead of 24; steps 20 to 32 from 45 to 280. Of the 17,600 pairs that prefill saved 12,800 were spent
+//   after 32 tokens; revive=0 spends none.
 // - A prompt is read layer-major whatever the engine's schedule: the score needs the prompt's last row.
 // - revive=0 is the static pruning that the paper compares with: decode leaves the tokens where they stopped.
 #include <cmath>
@@ -99,6 +101,7 @@ class LazyLlm final : public Pruner {
 constexpr ParamInfo kParams[] = {
     {"prune", "share of the tokens that is dropped at each place", 0.3, 0, 0.9, false},
     {"every", "share of the layers from one place to the next", 0.3, 0.05, 1, false},
+    {"min_len", "tokens in the sequence below which nothing is dropped", 2048, 0, 1e9, true},
     {"revive", "1: a later step may take dropped tokens up again; 0: they stay dropped", 1, 0, 1, true},
 };
 

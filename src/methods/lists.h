@@ -39,6 +39,40 @@ Selection pattern_lists(const Site& site, int32_t block, const Write& write) {
   return join_lists(lists, block, block);
 }
 
+/// Ascending slots: as blocks where `block` of them follow one another, the others as columns.
+inline void push_slots(std::span<const int32_t> slots, int32_t block, HeadLists& lists) {
+  for (size_t i = 0; i < slots.size();) {
+    const size_t last = i + static_cast<size_t>(block) - 1;
+    if (last < slots.size() && slots[last] == slots[i] + block - 1) {
+      lists.block_begin.push_back(slots[i]);
+      i = last + 1;
+    } else {
+      lists.column.push_back(slots[i++]);
+    }
+  }
+}
+
+/// The lists of one head whose blocks of kRows rows see all slots from near(first row of the block) on, in blocks of
+/// kSlots, and of the ascending slots `set` those before.
+template <int32_t kRows, int32_t kSlots, typename Near>
+void push_set_and_near(const Site& site, const KvHead& kv, std::span<const int32_t> set, const Near& near,
+                       HeadLists& lists) {
+  for (int64_t row = 0; row < site.q.n_rows; row += kRows) {
+    const int32_t begin = near(row), end = slot_of_row(site, kv, std::min(row + kRows, site.q.n_rows) - 1) + 1;
+    const auto n_before = std::lower_bound(set.begin(), set.end(), begin) - set.begin();
+    push_slots(set.first(static_cast<size_t>(n_before)), kSlots, lists);
+    for (int32_t slot = begin; slot < end; slot += kSlots) lists.block_begin.push_back(slot);
+    lists.end_block();
+  }
+}
+
+/// Adds the attention that the probe's rows pay with query head `head` to `sum` [n_slots].
+inline void add_mass(Ops& ops, const ProbeArgs& probe, int32_t head, std::span<float> sum) {
+  std::vector<float> mass;
+  ops.window_mass(probe, head, mass);
+  for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += mass[slot];
+}
+
 /// The last `n` rows as a probe.
 inline ProbeArgs last_rows(const Site& site, int64_t n) {
   const int64_t begin = site.q.n_rows - n;
@@ -49,5 +83,23 @@ inline ProbeArgs last_rows(const Site& site, int64_t n) {
           .softcap = site.softcap,
           .window = site.window};
 }
+
+/// Rows at even distances as a probe: `n` of them from `first` on, every `step`th.
+class SpreadRows {
+ public:
+  SpreadRows(const Site& site, int64_t first, int64_t step, int64_t n)
+      : args_{site.q.rows(first, n), site.kv, nullptr, site.scale, site.softcap, site.window} {
+    args_.q.stride *= step;
+    for (int64_t i = 0; i < n; ++i) limit_.push_back(site.limit[static_cast<size_t>(first + i * step)]);
+    args_.limit = limit_.data();
+  }
+  SpreadRows(const SpreadRows&) = delete;
+  SpreadRows& operator=(const SpreadRows&) = delete;
+  const ProbeArgs& args() const { return args_; }
+
+ private:
+  std::vector<int32_t> limit_;
+  ProbeArgs args_;
+};
 
 }  // namespace winnow

@@ -114,8 +114,9 @@ struct MethodInfo {
   std::string_view
       parts;  // "selector", "compressor", "pruner", "skip-softmax", joined by ", "; empty: none, plain attention
   std::string_view neutral;  // a spec of this method whose result equals dense attention: "snapkv(budget=1000000000)"
-  // A selector has the parameter "min_len": tokens in the cache below which it answers dense. Its initial value is the
-  // break-even that was measured; the engine looks at it, the method need not.
+  // A selector has the parameter "min_len": tokens in the cache below which it answers dense; so has a pruner, which
+  // then drops nothing. Its initial value is the break-even that was measured; the engine looks at it, the method need
+  // not.
   std::span<const ParamInfo> params;
   Knob knob{};                              // of a selector; see knob.h
   std::span<const std::string_view> texts;  // parameters that are texts: paths of files

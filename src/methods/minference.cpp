@@ -173,19 +173,14 @@ class MInference final : public Selector {
   void read(const nlohmann::json& file, const MethodShape& shape) {
     n_tokens_ = file.at("n_tokens").get<int32_t>();
     if (n_tokens_ < 1) fail("n_tokens is {}", n_tokens_);
-    const nlohmann::json& layers = file.at("layers");
-    if (layers.size() != static_cast<size_t>(shape.n_layer)) fail("it has {} layers", layers.size());
-    for (const nlohmann::json& heads : layers) {
-      if (heads.size() != static_cast<size_t>(shape.n_head)) fail("a layer has {} heads", heads.size());
-      for (const nlohmann::json& head : heads) {
-        const auto name = head.at(0).get<std::string>();
-        const auto* kind = std::find(kKindNames.begin(), kKindNames.end(), name);
-        if (kind == kKindNames.end()) fail("there is no pattern \"{}\"", name);
-        const Pattern pattern = {static_cast<Kind>(kind - kKindNames.begin()), head.at(1).get<int32_t>(),
-                                 head.at(2).get<int32_t>()};
-        if (pattern.first < 0 || pattern.second < 0) fail("a size is negative");
-        calibrated_.push_back(pattern);
-      }
+    for (const nlohmann::json& head : calibrated_heads(file, shape, shape.n_head)) {
+      const auto name = head.at(0).get<std::string>();
+      const auto* kind = std::find(kKindNames.begin(), kKindNames.end(), name);
+      if (kind == kKindNames.end()) fail("there is no pattern \"{}\"", name);
+      const Pattern pattern = {static_cast<Kind>(kind - kKindNames.begin()), head.at(1).get<int32_t>(),
+                               head.at(2).get<int32_t>()};
+      if (pattern.first < 0 || pattern.second < 0) fail("a size is negative");
+      calibrated_.push_back(pattern);
     }
   }
 

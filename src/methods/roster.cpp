@@ -63,8 +63,11 @@ Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : s
       take(takers.selector, info.name, "select what prefill computes");
       break_even_ = params.whole("min_len");
     }
-    if (method.pruner != nullptr) take(takers.pruner, info.name, "drop tokens between layers");
-    if (method.pruner != nullptr && method.pruner->revives()) takers.reviver = info.name;
+    if (method.pruner != nullptr) {
+      take(takers.pruner, info.name, "drop tokens between layers");
+      prune_break_even_ = params.whole("min_len");
+      if (method.pruner->revives()) takers.reviver = info.name;
+    }
     if (method.compressor != nullptr) takers.compressor = info.name;
     if (method.skip.prefill > 0 || method.skip.decode > 0) take(takers.skip, info.name, "set skip-softmax thresholds");
     names += fmt::format("{}{}", names.empty() ? "" : " + ", canonical(spec, info, params));

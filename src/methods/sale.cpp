@@ -165,15 +165,10 @@ Method make(const Params& params, const MethodShape& shape) {
   if (!path.empty()) {
     if (tau.front() != kTau) fail("sale: tau cannot be given beside a calibration file, which sets it for each head");
     read_calibration(path, "sale", shape, [&](const nlohmann::json& file) {
-      const auto layers = file.at("layers").get<std::vector<std::vector<double>>>();
-      if (layers.size() != static_cast<size_t>(shape.n_layer)) fail("it has {} layers", layers.size());
       tau.clear();
-      for (const std::vector<double>& heads : layers) {
-        if (heads.size() != static_cast<size_t>(shape.n_head)) fail("a layer has {} heads", heads.size());
-        tau.insert(tau.end(), heads.begin(), heads.end());
-      }
-      for (const double t : tau) {
-        if (!(t >= 0 && t <= 1)) fail("a tau is {}, which is not in [0, 1]", t);
+      for (const nlohmann::json& head : calibrated_heads(file, shape, shape.n_head)) {
+        tau.push_back(head.get<double>());
+        if (!(tau.back() >= 0 && tau.back() <= 1)) fail("a tau is {}, which is not in [0, 1]", tau.back());
       }
     });
   }

@@ -30,16 +30,15 @@ std::vector<double> proportions(int b, double mu, double sigma) {
   return p;
 }
 
+// How many of n blocks get each budget: block r goes where (r + 1/2) / n falls among the cumulative proportions.
 std::vector<int> counts(const std::vector<double>& p, int n) {
-  std::vector<int> c;
-  std::vector<std::pair<double, int>> rest;
-  for (size_t i = 0; i < p.size(); ++i) {
-    c.push_back(static_cast<int>(p[i] * n + 1e-9));
-    rest.emplace_back(-(p[i] * n - c.back()), static_cast<int>(i));
+  std::vector<int> c(p.size());
+  for (int rank = 0; rank < n; ++rank) {
+    double sum = 0;
+    size_t i = 0;
+    while (i + 1 < p.size() && (sum += p[i]) <= (rank + 0.5) / n) ++i;
+    ++c[i];
   }
-  std::stable_sort(rest.begin(), rest.end(), [](const auto& a, const auto& b) { return a.first < b.first - 1e-12; });
-  const int left = n - std::accumulate(c.begin(), c.end(), 0);
-  for (int i = 0; i < left; ++i) ++c[static_cast<size_t>(rest[static_cast<size_t>(i)].second)];
   return c;
 }
 

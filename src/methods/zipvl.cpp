@@ -19,6 +19,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <optional>
 
 #include "base/error.h"
 #include "methods/lists.h"
@@ -79,13 +80,6 @@ bool alike(std::span<const KvHead> kv) {
   });
 }
 
-// Adds the attention of `probe` rows of query head `head` to `sum`.
-void add_mass(const Site& site, const ProbeArgs& probe, int32_t head, std::span<float> sum) {
-  std::vector<float> mass;
-  site.ops.window_mass(probe, head, mass);
-  for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += mass[slot];
-}
-
 // The last rows, and as many at even distances before them. Few rows are all probes.
 class Probes {
  public:
@@ -93,18 +87,15 @@ class Probes {
     const int64_t n_rows = site.q.n_rows, n_last = n_rows <= 2 * n ? n_rows : n;
     views_.push_back(last_rows(site, n_last));
     if (n_last == n_rows) return;
-    const int64_t step = (n_rows - n) / n, first = step / 2;
-    HeadsView rows = site.q.rows(first, n);
-    rows.stride *= step;
-    for (int64_t i = 0; i < n; ++i) limit_.push_back(site.limit[static_cast<size_t>(first + i * step)]);
-    views_.push_back({rows, site.kv, limit_.data(), site.scale, site.softcap, site.window});
+    const int64_t step = (n_rows - n) / n;
+    views_.push_back(spread_.emplace(site, step / 2, step, n).args());
   }
   Probes(const Probes&) = delete;
   Probes& operator=(const Probes&) = delete;
   std::span<const ProbeArgs> views() const { return views_; }
 
  private:
-  std::vector<int32_t> limit_;
+  std::optional<SpreadRows> spread_;
   std::vector<ProbeArgs> views_;
 };
 
@@ -117,7 +108,7 @@ std::vector<std::vector<int32_t>> important_sets(const Site& site, const Setting
   site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
     const auto at = static_cast<size_t>(head);
     sums[at].resize(static_cast<size_t>(kv[at / group].n_slots));
-    for (const ProbeArgs& probe : probes.views()) add_mass(site, probe, static_cast<int32_t>(head), sums[at]);
+    for (const ProbeArgs& probe : probes.views()) add_mass(site.ops, probe, static_cast<int32_t>(head), sums[at]);
   });
   std::vector<std::vector<int32_t>> sets(alike(kv) ? 1 : kv.size());
   const size_t n_together = sums.size() / sets.size();
@@ -159,32 +150,14 @@ class Important final : public Selector {
     sets = important_sets(site, state_->settings);
     std::vector<HeadLists> lists(sets.size() == 1 ? 1 : static_cast<size_t>(site.q.n_head));
     for (size_t head = 0; head < lists.size(); ++head) {
-      write(site, kv_head_of(site, static_cast<int32_t>(head)), sets[head * sets.size() / lists.size()], lists[head]);
+      const KvHead& kv = kv_head_of(site, static_cast<int32_t>(head));
+      const auto own = [&](int64_t row) { return slot_of_row(site, kv, row); };
+      push_set_and_near<kRows, kBlock>(site, kv, sets[head * sets.size() / lists.size()], own, lists[head]);
     }
     return join_lists(lists, kRows, kBlock);
   }
 
  private:
-  // Important slots before the block's own, in blocks where they are neighbours, and the block's own.
-  static void write(const Site& site, const KvHead& kv, const std::vector<int32_t>& set, HeadLists& lists) {
-    for (int64_t row = 0; row < site.q.n_rows; row += kRows) {
-      const int64_t last = std::min<int64_t>(row + kRows, site.q.n_rows) - 1;
-      const int32_t begin = slot_of_row(site, kv, row), end = slot_of_row(site, kv, last) + 1;
-      const auto n = static_cast<size_t>(std::lower_bound(set.begin(), set.end(), begin) - set.begin());
-      for (size_t i = 0; i < n;) {
-        const size_t whole = i + kBlock - 1;
-        if (whole < n && set[whole] == set[i] + kBlock - 1) {
-          lists.block_begin.push_back(set[i]);
-          i += kBlock;
-        } else {
-          lists.column.push_back(set[i++]);
-        }
-      }
-      for (int32_t slot = begin; slot < end; slot += kBlock) lists.block_begin.push_back(slot);
-      lists.end_block();
-    }
-  }
-
   std::shared_ptr<State> state_;
 };
 
@@ -239,7 +212,7 @@ class ImportantCache final : public Compressor {
       }
       sum.assign(static_cast<size_t>(n_slots), 0);
       const int32_t end = together ? site.q.n_head : (i + 1) * group;
-      for (int32_t h = i * group; h < end; ++h) add_mass(site, last_rows(site, 1), h, sum);
+      for (int32_t h = i * group; h < end; ++h) add_mass(site.ops, last_rows(site, 1), h, sum);
       mass.sum.assign(sum.begin() + first, sum.end());
       mass.seen.assign(mass.sum.size(), 1);
       mass.total = std::accumulate(mass.sum.begin(), mass.sum.end(), 0.0);
