@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "random_weights.h"
 
 namespace winnow {
 namespace {
@@ -68,6 +69,12 @@ TEST(Policy, BreakEvenIsTheSelectorsMinLen) {
   EXPECT_EQ(Policy(cache_only, kShape).break_even(), 0);
 }
 
+TEST(Policy, PrunersHaveABreakEvenOfTheirOwn) {
+  const std::vector<std::string> both = {"streaming_llm(min_len=777)", "lazyllm(revive=0, min_len=55)"};
+  EXPECT_EQ(Policy(both, kShape).break_even(), 777);
+  EXPECT_EQ(Policy(both, kShape).prune_break_even(), 55);
+}
+
 TEST(Policy, RefusesWhatCannotWorkTogether) {
   EXPECT_THAT(error_of({"dense", "dense"}), HasSubstr("dense is named twice"));
   EXPECT_THAT(error_of({"dense", "streaming_llm"}), HasSubstr("dense computes all of attention and streaming_llm"));
@@ -90,7 +97,7 @@ TEST(Policy, RefusesTwoSelectorsWithBothNames) {
     if (info->parts.starts_with("selector")) selectors.push_back(text);
   }
   for (size_t i = 1; i < selectors.size(); ++i) {
-    const std::string error = error_of({selectors[0], selectors[i]});
+    const std::string error = error_of({with_weights(selectors[0], kShape), with_weights(selectors[i], kShape)});
     EXPECT_THAT(error, HasSubstr(selectors[0]));
     EXPECT_THAT(error, HasSubstr(selectors[i] + " both"));
   }
