@@ -173,6 +173,18 @@ TEST_P(PruningTest, DroppingNobodyIsTheDenseResultToTheBit) {
   EXPECT_EQ(lazy.stats().counts.computed, dense.stats().counts.computed);
 }
 
+// Below the break-even nothing is dropped, and decode goes the common way; from there on the pruner works.
+TEST_P(PruningTest, MinLenIsWherePruningBegins) {
+  const TinyEngine tiny(GetParam(), {}, "cpu", 2, {.n_layer = 4});
+  Sequence dense = tiny.start(), lazy = tiny.start({"lazyllm(prune=0.4, every=0.3, min_len=93)"});
+  EXPECT_EQ(tiny->prefill(lazy, random_tokens(90)), tiny->prefill(dense, random_tokens(90)));
+  for (int32_t token = 0; token < 2; ++token) EXPECT_EQ(tiny->decode(lazy, token), tiny->decode(dense, token));
+  EXPECT_EQ(lazy.bytes(), dense.cache().bytes());
+  tiny->decode(lazy, 2);  // the 93rd token
+  EXPECT_EQ(lazy.cache().n_slots(3, 0), 92 + 1);
+  EXPECT_LT(lazy.stats().decode_counts.density(), 1);
+}
+
 TEST_P(PruningTest, DensityIsOfWhatPlainAttentionComputes) {
   const TinyEngine tiny(GetParam(), {}, "cpu", 2, {.n_layer = 4});
   Sequence dense = tiny.start(), lazy = tiny.start({kLazy});

@@ -69,6 +69,12 @@ TEST(Policy, BreakEvenIsTheSelectorsMinLen) {
   EXPECT_EQ(Policy(cache_only, kShape).break_even(), 0);
 }
 
+TEST(Policy, PrunersHaveABreakEvenOfTheirOwn) {
+  const std::vector<std::string> both = {"streaming_llm(min_len=777)", "lazyllm(revive=0, min_len=55)"};
+  EXPECT_EQ(Policy(both, kShape).break_even(), 777);
+  EXPECT_EQ(Policy(both, kShape).prune_break_even(), 55);
+}
+
 TEST(Policy, RefusesWhatCannotWorkTogether) {
   EXPECT_THAT(error_of({"dense", "dense"}), HasSubstr("dense is named twice"));
   EXPECT_THAT(error_of({"dense", "streaming_llm"}), HasSubstr("dense computes all of attention and streaming_llm"));

@@ -175,9 +175,10 @@ SiteFixture growing(int32_t n_block) {
   const int32_t n = n_block * 64;
   SiteFixture fixture({.n_q = n, .n_k = n, .n_head = 1, .n_head_kv = 1, .head_dim = 2}, 1);
   for (int32_t row = 0; row < n; ++row) {
+    const int32_t block = row / 64;
     for (int32_t d = 0; d < 2; ++d) {
       fixture.query(row, 0)[d] = 1;
-      fixture.key(0, row)[d] = static_cast<float>(row / 64) / 64;
+      fixture.key(0, row)[d] = static_cast<float>(block) / 64;
     }
   }
   fixture.store();

@@ -81,8 +81,8 @@ TEST(WeightsFile, GivesALayersTensorsAndKnowsWhoHasNone) {
 TEST(WeightsFile, ReadsHalfPrecisionAndTensorsOfAllLayers) {
   for (const bool bf16 : {false, true}) {
     File file;
-    const uint16_t values[] = {static_cast<uint16_t>(bf16 ? 0x3f80 : 0x3c00),
-                               static_cast<uint16_t>(bf16 ? 0xc000 : 0xc000)};
+    const uint16_t one = bf16 ? 0x3f80 : 0x3c00, minus_two = 0xc000;
+    const uint16_t values[] = {one, minus_two};
     std::vector<std::byte> bytes(sizeof(values));
     std::memcpy(bytes.data(), values, sizeof(values));
     file.writer.tensor("all.weight", {1, 2}, static_cast<int32_t>(bf16 ? Type::bf16 : Type::f16), bytes);
