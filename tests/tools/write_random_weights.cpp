@@ -1,5 +1,5 @@
-// write_random_weights METHOD MODEL OUT: a file of random weights for a method that wants trained ones, fit for the model
-// file MODEL. Its answers mean nothing; the time that the method takes does.
+// write_random_weights METHOD MODEL OUT: a file of random weights for a method that wants trained ones, fit for the
+// model file MODEL. Its answers mean nothing; the time that the method takes does.
 #include <cstdio>
 
 #include "base/error.h"

@@ -18,7 +18,7 @@ struct EvalTask {
   bool reserves = true;
   eval::TaskKind kind = eval::TaskKind::answer;
   std::vector<int64_t> lengths;  // 0: prompts as long as they are
-  int64_t first = 0, end = 0;  // indices of the samples
+  int64_t first = 0, end = 0;    // indices of the samples
   std::function<std::unique_ptr<eval::Generator>(const eval::Request&)> make;
 };
 

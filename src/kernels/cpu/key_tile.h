@@ -12,7 +12,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kPanels = kTileRows / kPanel;
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
-constexpr int32_t kFetchTiles = 3;         // key tiles during which what comes after them is fetched
+constexpr int32_t kFetchTiles = 3;  // key tiles during which what comes after them is fetched
 constexpr float kNothing = -__builtin_inff();
 
 inline int32_t smaller(int32_t a, int32_t b) {
