@@ -101,7 +101,7 @@ ManyRows::Input ManyRows::room(int64_t n_rows, int64_t n_in, int group) const {
 }
 
 ManyRows::Input ManyRows::quantise(Mat x, int group) const {
-  const Input input = room(x.rows, x.cols, group);
+  Input input = room(x.rows, x.cols, group);
   context_->pool.parallel_for(input.n_tiles, [&](int64_t tile, int /*thread*/) {
     for (int r = 0; r < ops_->tile_rows; ++r) {
       // The last tile repeats the last row; what comes of it is thrown away.
