@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cut.cuh"
+#include "kernels/cuda/over_block.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -38,18 +39,6 @@ __device__ int32_t slots_seen(const CoverCall& call, int32_t head, int64_t row) 
   return call.visible[head / call.group * call.n_rows + row].y;
 }
 
-/// Reduces over the block; every thread gets it.
-template <typename T, typename Join>
-__device__ T over_block(T x, const Join& join) {
-  __shared__ T partial[32];
-  for (int i = 16; i > 0; i /= 2) x = join(x, __shfl_xor_sync(~0U, x, i));
-  __syncthreads();  // the last use's readers are done
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  T all = partial[0];
-  for (unsigned i = 1; i < blockDim.x / 32; ++i) all = join(all, partial[i]);
-  return all;
-}
 __device__ double block_sum(double x) {
   return over_block(x, [](double a, double b) { return a + b; });
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cut.cuh"
+#include "kernels/cuda/over_block.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -34,19 +35,6 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant_
 #pragma unroll
   for (float& x : sum) x /= static_cast<float>(args.n_head);
   store8(args.out + at * args.head_dim + d, sum);
-}
-
-/// Reduces over the block; every thread gets it.
-template <typename T, typename Join>
-__device__ T over_block(T x, const Join& join) {
-  __shared__ T partial[32];
-  for (int i = 16; i > 0; i /= 2) x = join(x, __shfl_xor_sync(~0U, x, i));
-  __syncthreads();  // the last use's readers are done
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  T all = partial[0];
-  for (unsigned i = 1; i < blockDim.x / 32; ++i) all = join(all, partial[i]);
-  return all;
 }
 
 template <typename T>
