@@ -7,13 +7,12 @@
 // tokens alone; all tokens of a chunk have its score. The budget goes to the last tokens first, then to the best
 // others; the first tokens take the places of the lowest ones that were picked. The prompt's last rows, an instruction
 // or a question, stay dense. Deviations:
-// - Chunks begin where a trained predictor sees boundaries, as in the authors' first generation, if its weights are
-// given
-//   (parameter `weights`; methods/boundaries.h). They are found in the first layer that is asked and used in all.
-//   Without the file, and where kv heads hold different slots, chunks have equal lengths, as in the second generation,
-//   which has no predictor. What was published does not settle the number of the predictor's heads (4 or 8: parameter
-//   `heads`); that all its products have biases, and 1e-5 in its norm, are the usual choices. Where no logit is above
-//   `boundary` the last rows are the only other chunk.
+// - Chunks begin where a trained predictor sees boundaries, as in the authors' first generation, if its weights
+//   are given (parameter `weights`; methods/boundaries.h). They are found in the first layer that is asked and
+//   used in all. Without the file, and where kv heads hold different slots, chunks have equal lengths, as in the
+//   second generation, which has no predictor. What was published does not settle the number of the predictor's
+//   heads (4 or 8: parameter `heads`); that all its products have biases, and 1e-5 in its norm, are the usual
+//   choices. Where no logit is above `boundary` the last rows are the only other chunk.
 // - Each head chooses by its own means, as in the second generation; shared=1 averages queries and keys over all heads
 //   first, as the first does (where all heads have the same slots).
 // - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in what is read at once: with

@@ -8,10 +8,9 @@
 // The paper's body could not be read; this is a reconstruction from its abstract, public reviews and a summary:
 // - From these: budgets as log-Gaussian proportions of counts 1, 2, 4, ...; the last token's attention as the vote; the
 //   Simpson index within a block as its concentration; a window; block-wise eviction in decode by the same budgets.
-// - Ours: one core for each kv head, by the votes of its group of heads; flat blocks get the largest budgets, each by
-// its
-//   rank; first tokens (`sinks`) always kept; the grid of candidates and its choice by recall; in decode a block's
-//   budget is the one that prefill gave to blocks of its concentration.
+// - Ours: one core for each kv head, by the votes of its group of heads; flat blocks get the largest budgets, each
+//   by its rank; first tokens (`sinks`) always kept; the grid of candidates and its choice by recall; in decode a
+//   block's budget is the one that prefill gave to blocks of its concentration.
 // - A later prompt leaves the core of earlier ones as it is, and votes on what came since.
 // - Rows are cut into blocks of 128, whose windows are covered by whole blocks of 64 slots.
 //
