@@ -1,4 +1,4 @@
-"""winnow eval and winnow report as their users meet them, on tiny random models; run as cli_test.py is."""
+"""winnow eval and winnow report as their users meet them, on tiny random models; run as program.py says."""
 
 import glob
 import json
@@ -12,8 +12,8 @@ import sys
 import time
 import unittest
 
-import cli_test
-from cli_test import CACHE, WINNOW, model, path, read, setUpModule, tearDownModule, winnow, write  # noqa: F401
+import program
+from program import CACHE, WINNOW, model, path, read, setUpModule, tearDownModule, winnow, write  # noqa: F401
 
 SIX = "niah_single_1,niah_multikey_2,niah_multikey_3,vt,cwe,fwe"
 
@@ -33,7 +33,7 @@ def independent_score(metric, answer, outputs):
     raise ValueError(metric)
 
 
-class EvalCase(cli_test.Case):
+class EvalCase(program.Case):
     def setUp(self):
         self.out = path("results")
         shutil.rmtree(self.out, ignore_errors=True)
