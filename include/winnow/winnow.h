@@ -25,8 +25,9 @@ struct SessionOptions {
   std::vector<std::string> methods;  // "name" or "name(key=value, ...)", working together; none: dense attention
   std::string kv = "f16";            // how keys and values are stored: f16, bf16 or q8_0
   std::string device = "cpu";
-  int threads = 0;  // 0: one for each core
-  int n_ctx = 0;    // longest prompt with answer, in tokens; 0: the model's own limit
+  std::string products = "own";  // what the device multiplies in; fp8: faster, less exact, a Hopper GPU's
+  int threads = 0;               // 0: one for each core
+  int n_ctx = 0;                 // longest prompt with answer, in tokens; 0: the model's own limit
 };
 
 struct Request {

@@ -55,6 +55,13 @@ struct Weight {
 
 enum class Gate { silu, gelu_tanh };
 
+/// What a device computes products in: its own choice, which `description` tells, or eight-bit floats (e4m3) with a
+/// scale for each row of weights and of activations.
+enum class ProductType { own, fp8 };
+
+/// "own" or "fp8". Throws Error for any other name.
+ProductType product_type(std::string_view name);
+
 /// Where new rows of K and V of one kv head go: row r to slot first_slot + r of the head's blocks.
 struct KvTarget {
   std::span<std::byte*const> k, v;  // all blocks of the head, those of the new slots among them
@@ -156,8 +163,8 @@ class Device : public Ops {
 /// block.
 size_t kv_block_bytes(Type type, int32_t head_dim);
 
-/// `name`: "cpu" or "ref" (plain loops in double, the oracle). n_threads 0: all usable cores.
-/// Throws Error, saying what is available, for any other name.
-std::unique_ptr<Device> make_device(std::string_view name, int n_threads);
+/// `name`: "cpu", "cuda" or "ref" (plain loops in double, the oracle). n_threads 0: all usable cores.
+/// Throws Error, saying what is available, for any other name, and where the device has no such products.
+std::unique_ptr<Device> make_device(std::string_view name, int n_threads, ProductType products = ProductType::own);
 
 }  // namespace winnow

@@ -18,7 +18,8 @@ Engine make_engine(const std::shared_ptr<const Gguf>& file, const SessionOptions
   EngineOptions engine_options;
   engine_options.kv_type = kv_type(options.kv);
   engine_options.n_ctx = options.n_ctx;
-  return {load_model(file), make_device(options.device, options.threads), engine_options};
+  return {load_model(file), make_device(options.device, options.threads, product_type(options.products)),
+          engine_options};
 }
 
 double rate(int64_t count, double seconds) {

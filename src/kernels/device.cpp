@@ -21,11 +21,20 @@ void Device::feed_forward(const GatedWeights& weights, Mat x, Mat y) {
   linear(*weights.down, gated, y);
 }
 
-std::unique_ptr<Device> make_device(std::string_view name, int n_threads) {
+ProductType product_type(std::string_view name) {
+  if (name == "own") return ProductType::own;
+  if (name == "fp8") return ProductType::fp8;
+  fail("products is '{}'; it must be own or fp8", name);
+}
+
+std::unique_ptr<Device> make_device(std::string_view name, int n_threads, ProductType products) {
   if (n_threads < 0) fail("threads is {}; it must be at least 1, or 0 for all cores", n_threads);
+  if (products == ProductType::fp8 && (name == "cpu" || name == "ref")) {
+    fail("device {} has no fp8 products; only cuda on a GPU of compute capability 9.0 has", name);
+  }
   if (name == "cpu") return std::make_unique<CpuDevice>(n_threads, chosen_features());
   if (name == "ref") return std::make_unique<RefDevice>(n_threads);
-  if (name == "cuda") return make_cuda_device(n_threads);
+  if (name == "cuda") return make_cuda_device(n_threads, products);
   fail("there is no device '{}'; it must be cpu, cuda or ref", name);
 }
 

@@ -33,6 +33,8 @@ class Help(Case):
         self.refused("run", "-m", model(), "--threads", "-3", says=["--threads", "-3"], code=2)
         self.refused("run", "-m", model(), "--kv", "q2", says=["--kv", "q2"], code=2)
         self.refused("run", "-m", model(), "--device", "abacus", says=["--device", "abacus"], code=2)
+        self.refused("run", "-m", model(), "--products", "fp4", says=["--products", "fp4"], code=2)
+        self.refused("run", "-m", model(), "-p", "x", "--products", "fp8", says=["cpu", "fp8"])
         self.refused("run", "-m", model(), "--top-p", "1.5", says=["--top-p", "1.5"], code=2)
         self.refused("bench", "-m", model(), "--prompt", "12,x", says=["--prompt", "x"], code=2)
 

@@ -23,8 +23,8 @@ void start_engine(Loaded& loaded, std::unique_ptr<Model> model, const ModelOptio
   }
   engine_options.kv_type = kv_type(options.kv);
   engine_options.n_ctx = options.n_ctx;
-  loaded.engine =
-      std::make_unique<Engine>(std::move(model), make_device(options.device, options.threads), engine_options);
+  auto device = make_device(options.device, options.threads, product_type(options.products));
+  loaded.engine = std::make_unique<Engine>(std::move(model), std::move(device), engine_options);
   check_signal();
 }
 

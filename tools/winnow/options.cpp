@@ -57,6 +57,11 @@ void add_model_options(CLI::App& app, ModelOptions& options, const std::string& 
                  "cpu, cuda: an NVIDIA GPU, or ref: plain loops in double, for checking (default cpu)")
       ->check(CLI::IsMember({"cpu", "cuda", "ref"}).description(""))
       ->type_name("NAME");
+  app.add_option("--products", options.products,
+                 "what the layers' matrix products are computed in: own, the device's own choice, or fp8, which is "
+                 "faster and less exact and which --device cuda has on Hopper (default own)")
+      ->check(CLI::IsMember({"own", "fp8"}).description(""))
+      ->type_name("TYPE");
   add_json(app, options.json);
 }
 

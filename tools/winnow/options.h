@@ -16,6 +16,7 @@ struct ModelOptions {
   KnobAim target;  // that the methods' knobs are set for; see target.h
   std::string kv = "f16";
   std::string device = "cpu";
+  std::string products = "own";
   int threads = 0;
   int n_ctx = 0;
   bool json = false;
@@ -23,7 +24,7 @@ struct ModelOptions {
 
 /// -m alone, for commands that only look into the file.
 CLI::Option* add_model_path(CLI::App& app, std::string& path);
-/// -m, --kv, --threads, --device, -c and --json. `ctx_meaning` explains -c.
+/// -m, --kv, --threads, --device, --products, -c and --json. `ctx_meaning` explains -c.
 void add_model_options(CLI::App& app, ModelOptions& options, const std::string& ctx_meaning);
 inline constexpr const char* kCtxLimit = "longest prompt with answer, in tokens (default: the model's own limit)";
 void add_json(CLI::App& app, bool& json);

@@ -55,7 +55,7 @@ CudaDevice::Stream::Stream() {
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
 }
 
-CudaDevice::CudaDevice(int n_threads)
+CudaDevice::CudaDevice(int n_threads, ProductType products)
     : properties_(find_gpu()),
       pool_(n_threads),
       gpu_memory_(&memory_),
@@ -71,8 +71,13 @@ CudaDevice::CudaDevice(int n_threads)
       kv_tables_(context_, tables_),
       copies_(context_),
       counters_(context_),
-      products_(context_),
-      hopper_(choose_hopper(properties_)) {}
+      products_(context_, products),
+      hopper_(choose_hopper(properties_)) {
+  if (products == ProductType::fp8 && !products_.has_fp8()) {
+    fail("device cuda: {} (compute capability {}.{}) has no fp8 products with a scale for each row; 9.0 has",
+         properties_.name, properties_.major, properties_.minor);
+  }
+}
 
 CudaDevice::~CudaDevice() {
   cudaStreamSynchronize(stream_.stream);
@@ -81,9 +86,10 @@ CudaDevice::~CudaDevice() {
 std::string CudaDevice::description() const {
   return fmt::format(
       "cuda: {} (compute capability {}.{}, {} multiprocessors, {} GB), {} threads of the host; weights "
-      "in bf16, products by cuBLAS, attention by {} kernels",
+      "in {}, products by cuBLAS, attention by {} kernels",
       properties_.name, properties_.major, properties_.minor, properties_.multiProcessorCount,
-      properties_.totalGlobalMem >> 30, n_threads(), hopper_ ? "Hopper's (wgmma)" : "portable");
+      properties_.totalGlobalMem >> 30, n_threads(), products_.type() == ProductType::fp8 ? "fp8" : "bf16",
+      hopper_ ? "Hopper's (wgmma)" : "portable");
 }
 
 double CudaDevice::peak_gflops() {
@@ -150,7 +156,7 @@ void CudaDevice::sync() {
 
 std::unique_ptr<Unpacked> CudaDevice::unpack(std::span<const Weight* const> weights) {
   const auto lock = begin();
-  for (const Weight* weight : weights) products_.resident(*weight);
+  for (const Weight* weight : weights) products_.prepare(*weight);
   return std::make_unique<Unpacked>();  // they stay
 }
 
@@ -182,7 +188,7 @@ void CudaDevice::feed_forward_add(const GatedWeights& weights, Mat h, Mat x) {
 void CudaDevice::embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) {
   const auto lock = begin();
   const ResidentWeight resident = products_.resident(table);
-  auto* data = reinterpret_cast<float*>(const_cast<__nv_bfloat16*>(resident.data));  // Mat has no form for constants
+  auto* data = static_cast<float*>(const_cast<void*>(resident.data));  // Mat has no form for constants
   copy_rows({data, table.n_out, table.n_in, resident.ld, Type::bf16}, on_gpu(tokens), scale, x, stream_.stream);
 }
 
@@ -259,8 +265,8 @@ void CudaDevice::store_slot(std::byte* block, Type type, int32_t head_dim, int32
 
 }  // namespace cuda
 
-std::unique_ptr<Device> make_cuda_device(int n_threads) {
-  return std::make_unique<cuda::CudaDevice>(n_threads);
+std::unique_ptr<Device> make_cuda_device(int n_threads, ProductType products) {
+  return std::make_unique<cuda::CudaDevice>(n_threads, products);
 }
 
 int64_t free_gpu_bytes() {

@@ -21,8 +21,9 @@ namespace winnow::cuda {
 
 class CudaDevice final : public Device {
  public:
-  /// n_threads: of the host, for decoding weights and for methods. Throws Error where there is no GPU that serves.
-  explicit CudaDevice(int n_threads);
+  /// n_threads: of the host, for decoding weights and for methods. Throws Error where there is no GPU that serves, or
+  /// none that has such products.
+  CudaDevice(int n_threads, ProductType products);
   ~CudaDevice() override;
 
   std::string_view name() const override { return "cuda"; }

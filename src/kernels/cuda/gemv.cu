@@ -1,5 +1,7 @@
 #include "kernels/cuda/gemv.h"
 
+#include <cuda_fp8.h>
+
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -9,13 +11,17 @@ namespace winnow::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kOutputs = 4;              // of one group of warps, each lane
-constexpr int64_t kStep = 32 * 8;        // values of a row that a warp reads at once
-constexpr int kWarpsWanted = 24;         // on a multiprocessor, to keep enough reads under way
-constexpr int64_t kLeastInputs = kStep;  // of a warp
-constexpr int kAhead = 2;                // steps that are asked for before the inputs are there
+constexpr int kOutputs = 4;  // of one group of warps, each lane
+template <typename W>
+constexpr int kWide = 16 / sizeof(W);  // values of a lane's read
+template <typename W>
+constexpr int64_t kStep = 32 * kWide<W>;  // values of a row that a warp reads at once
+constexpr int kWarpsWanted = 24;          // on a multiprocessor, to keep enough reads under way
+constexpr int64_t kLeastInputs = 256;     // of a warp
+constexpr int kAhead = 2;                 // steps that are asked for before the inputs are there
 
 __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float value) {
+  if (part.scale != nullptr) value *= part.scale[out];
   const int64_t at = row * part.y_stride + out;
   if (part.y_type == Type::f32) {
     static_cast<float*>(part.y)[at] = part.adds ? static_cast<const float*>(part.y)[at] + value : value;
@@ -24,19 +30,37 @@ __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float va
   }
 }
 
-__device__ __forceinline__ void read_weights(const bf16* const (&w)[kOutputs], int64_t k, uint4 (&words)[kOutputs]) {
+using fp8 = __nv_fp8_storage_t;  // e4m3
+
+__device__ __forceinline__ void unpack_wide(uint4 words, float (&v)[8]) {
+  unpack8(words, v);
+}
+__device__ __forceinline__ void unpack_wide(uint4 words, float (&v)[16]) {
+  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const auto two = static_cast<__nv_fp8x2_storage_t>(word[i / 2] >> (16 * (i % 2)));
+    const float2 both = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(two, __NV_E4M3)));
+    v[2 * i] = both.x;
+    v[2 * i + 1] = both.y;
+  }
+}
+
+template <typename W>
+__device__ __forceinline__ void read_weights(const W* const (&w)[kOutputs], int64_t k, uint4 (&words)[kOutputs]) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
 }
 
 /// Into the L2 cache, a line for each caller.
-__device__ __forceinline__ void prefetch_weights(const bf16* const (&w)[kOutputs], int64_t k) {
+template <typename W>
+__device__ __forceinline__ void prefetch_weights(const W* const (&w)[kOutputs], int64_t k) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) asm volatile("prefetch.global.L2 [%0];" ::"l"(w[j] + k));
 }
 
 /// kSplit warps share kOutputs outputs, each with its share of the inputs, taken in turns of kStep.
-template <int kRows, int kSplit>
+template <typename W, int kRows, int kSplit>
 __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant__ Gemv call) {
   constexpr int kGroups = kWarps / kSplit;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -50,33 +74,38 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
   const int64_t first = group * kOutputs;
   float sum[kRows][kOutputs] = {};
   if (first < part.n_out) {
-    const bf16* w[kOutputs];
+    const W* w[kOutputs];
 #pragma unroll
-    for (int j = 0; j < kOutputs; ++j) w[j] = part.w + min(first + j, part.n_out - 1) * part.ld;
-    int64_t k = (warp % kSplit) * kStep + 8 * lane;
+    for (int j = 0; j < kOutputs; ++j) w[j] = static_cast<const W*>(part.w) + min(first + j, part.n_out - 1) * part.ld;
+    int64_t k = (warp % kSplit) * kStep<W> + kWide<W> * lane;
     uint4 words[kOutputs] = {};
     if (k < call.n_in) read_weights(w, k, words);
     // Weights are nobody's output: the first ones are on their way while the kernel before this one still works.
     for (int i = 1; i <= kAhead; ++i) {
-      const int64_t later = k + i * kSplit * kStep;
+      const int64_t later = k + i * kSplit * kStep<W>;
       if (lane % 8 == 0 && later < call.n_in) prefetch_weights(w, later);
     }
     take_turn();
 #pragma unroll 2
-    for (; k < call.n_in; k += kSplit * kStep) {
+    for (; k < call.n_in; k += kSplit * kStep<W>) {
       uint4 next[kOutputs] = {};
-      if (k + kSplit * kStep < call.n_in) read_weights(w, k + kSplit * kStep, next);
-      float x[kRows][8];
+      if (k + kSplit * kStep<W> < call.n_in) read_weights(w, k + kSplit * kStep<W>, next);
+      float x[kRows][kWide<W> / 8][8];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) load_some(call.x + r * call.x_stride + k, call.n_in - k, true, x[r]);
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kWide<W> / 8; ++i) {
+          load_some(call.x + r * call.x_stride + k + 8 * i, call.n_in - k - 8 * i, true, x[r][i]);
+        }
+      }
 #pragma unroll
       for (int j = 0; j < kOutputs; ++j) {
-        float v[8];
-        unpack8(words[j], v);
+        float v[kWide<W>];
+        unpack_wide(words[j], v);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) sum[r][j] = fmaf(v[i], x[r][i], sum[r][j]);
+          for (int i = 0; i < kWide<W>; ++i) sum[r][j] = fmaf(v[i], x[r][i / 8][i % 8], sum[r][j]);
         }
         words[j] = next[j];
       }
@@ -115,7 +144,7 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
   }
 }
 
-template <int kRows>
+template <typename W, int kRows>
 void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
   int64_t n_groups = 0;
   for (int i = 0; i < call.n_parts; ++i) n_groups += (call.part[i].n_out + kOutputs - 1) / kOutputs;
@@ -125,23 +154,32 @@ void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
   }
   const int64_t groups_a_block = kWarps / split;
   const auto n_blocks = static_cast<unsigned>((n_groups + groups_a_block - 1) / groups_a_block);
-  const auto kernel = split == 1   ? gemv_kernel<kRows, 1>
-                      : split == 2 ? gemv_kernel<kRows, 2>
-                      : split == 4 ? gemv_kernel<kRows, 4>
-                                   : gemv_kernel<kRows, 8>;
+  const auto kernel = split == 1   ? gemv_kernel<W, kRows, 1>
+                      : split == 2 ? gemv_kernel<W, kRows, 2>
+                      : split == 4 ? gemv_kernel<W, kRows, 4>
+                                   : gemv_kernel<W, kRows, 8>;
   launch_early({.grid = n_blocks, .threads = 32 * kWarps, .stream = stream, .what = "launching a product"}, kernel,
                call);
+}
+
+template <typename W>
+void launch_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
+  if (call.n_rows == 1) {
+    launch<W, 1>(call, n_sm, stream);
+  } else if (call.n_rows == 2) {
+    launch<W, 2>(call, n_sm, stream);
+  } else {
+    launch<W, 3>(call, n_sm, stream);
+  }
 }
 
 }  // namespace
 
 void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
-  if (call.n_rows == 1) {
-    launch<1>(call, n_sm, stream);
-  } else if (call.n_rows == 2) {
-    launch<2>(call, n_sm, stream);
+  if (call.part[0].scale != nullptr) {
+    launch_rows<fp8>(call, n_sm, stream);
   } else {
-    launch<3>(call, n_sm, stream);
+    launch_rows<bf16>(call, n_sm, stream);
   }
 }
 

@@ -1,4 +1,4 @@
-// Products of a few rows with bf16 weights, bound by reading the weights.
+// Products of a few rows with weights in bf16 or e4m3, bound by reading the weights.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,7 +18,8 @@ constexpr int kMostGemvWeights = 4;
 /// y = x W^T for up to kMostGemvWeights weights of the same x. All pointers are GPU memory.
 struct Gemv {
   struct Part {
-    const __nv_bfloat16* w = nullptr;  // [n_out, n_in], rows `ld` values apart; 0 from n_in to ld, a multiple of 8
+    const void* w = nullptr;       // [n_out, n_in], rows `ld` values apart, which is whole 16 bytes; 0 from n_in to ld
+    const float* scale = nullptr;  // [n_out]: the weights are e4m3, times this; null: they are bf16. All parts alike.
     int64_t ld = 0;
     int64_t n_out = 0;
     void* y = nullptr;  // [n_rows, n_out]

@@ -9,7 +9,7 @@
 namespace winnow {
 
 /// Throws Error, saying what is missing, where the build has no CUDA or the machine no GPU that serves.
-std::unique_ptr<Device> make_cuda_device(int n_threads);
+std::unique_ptr<Device> make_cuda_device(int n_threads, ProductType products);
 
 /// Bytes of the GPU's memory that nobody holds. Throws as make_cuda_device does.
 int64_t free_gpu_bytes();

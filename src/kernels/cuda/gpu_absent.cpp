@@ -14,7 +14,7 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<Device> make_cuda_device(int /*n_threads*/) {
+std::unique_ptr<Device> make_cuda_device(int /*n_threads*/, ProductType /*products*/) {
   refuse();
 }
 
