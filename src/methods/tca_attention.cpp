@@ -4,16 +4,17 @@
 // Idea: heads differ in how many tokens they need, blocks in how their mass is spread. Offline each head gets a
 // distribution of budgets 1, 2, 4, ... b tokens a block. In a prompt the last row's attention shows for each block how
 // concentrated it is; the most concentrated blocks get the smallest budgets. The best tokens of all blocks are the
-// core: rows see the core and a local window, in prefill and, since the rest is dropped from the cache, in decode.
-// The paper's body could not be read; this is a reconstruction from its abstract, public reviews and a summary:
+// core: rows see the core and a local window, in prefill and, where the rest is dropped from the cache, in decode.
+// A reconstruction from the paper's abstract, public reviews and a summary (its body could not be read):
 // - From these: budgets as log-Gaussian proportions of counts 1, 2, 4, ...; the last token's attention as the vote; the
 //   Simpson index within a block as its concentration; a window; block-wise eviction in decode by the same budgets.
 // - Ours: one core for each kv head, by the votes of its group of heads; flat blocks get the largest budgets, each
 //   by its rank; first tokens (`sinks`) always kept; the grid of candidates and its choice by recall; in decode a
-//   block's budget is the one that prefill gave to blocks of its concentration.
+//   block has the budget of prefill's blocks of its concentration.
 // - A later prompt leaves the core of earlier ones as it is, and votes on what came since.
-// - Rows are cut into blocks of 128, whose windows are covered by whole blocks of 64 slots.
-//
+// - The cache stays whole unless cache=1: the last row looks for the first digit of a needle, whose block counts as
+//   concentrated and keeps a few tokens only. The 0.5B model answers ": 6." for 6795212 (niah_single_1, 4,096 tokens)
+//   with cache=1, even with mu=5 or votes=64. Rows come in blocks of 128, their windows in whole blocks of 64 slots.
 // The calibration file: "layers", per layer and kv head the proportions of budgets 1, 2, 4, ... 64.
 #include <array>
 #include <cmath>
@@ -57,7 +58,7 @@ int64_t budget_at(const Shares& shares, double place) {
   return kBlock;
 }
 
-// The Simpson index of what one block's tokens share: 1 / kBlock where all are alike, 1 where one has everything.
+// The Simpson index of a block's tokens: 1 / kBlock where all are alike, 1 where one has everything.
 double concentration(std::span<const float> mass) {
   double sum = 0, squares = 0;
   for (const float x : mass) {
@@ -327,7 +328,7 @@ constexpr ParamInfo kParams[] = {
     {"window", "last tokens that a row sees in any case", 512, 128, kMany, true},
     {"sinks", "first tokens that are always in the core", 4, 0, 64, true},
     {"votes", "last rows whose attention is the vote", 1, 1, 64, true},
-    {"cache", "1: the cache keeps core and window only", 1, 0, 1, true},
+    {"cache", "1: the cache keeps core and window only, which loses what the last row did not look for", 0, 0, 1, true},
     {"recall", "for calibrate: share of the attention that core and window must hold", 0.95, 0, 1, false},
     {"min_len", "tokens in the cache below which prefill is dense", 2048, 0, kMany, true},
 };
@@ -381,7 +382,7 @@ namespace roster {
 const MethodInfo& method_tca_attention() {
   static const MethodInfo kInfo = {
       .name = "tca_attention",
-      .title = "a core of each block's best tokens and a window, in prefill and in the cache",
+      .title = "a core of each block's best tokens and a window, in prefill and, if wished, in the cache",
       .paper = "TCA-Attention, arXiv 2512.09238",
       .parts = "selector, compressor",
       .neutral = "tca_attention(window=1000000000)",

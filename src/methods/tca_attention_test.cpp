@@ -118,9 +118,9 @@ TEST(TcaAttention, RowsSeeTheCoreOfThePlainFormulasAndTheWindow) {
     for (const auto& [mu, sigma, window, sinks] :
          {std::tuple{4.0, 1.0, 128, 4}, {2.0, 0.5, 200, 0}, {5.5, 1.0, 128, 30}}) {
       const Site site = fixture.site(ref_ops());
-      const Method method =
-          make_method(fmt::format("tca_attention(mu={}, sigma={}, window={}, sinks={})", mu, sigma, window, sinks),
-                      fixture.method_shape());
+      const Method method = make_method(
+          fmt::format("tca_attention(mu={}, sigma={}, window={}, sinks={}, cache=1)", mu, sigma, window, sinks),
+          fixture.method_shape());
       const Selection selection = method.selector->select(site);
       ASSERT_EQ(malformed(selection, site), "");
       for (int32_t head = 0; head < shape.n_head; ++head) {
@@ -153,17 +153,35 @@ TEST(TcaAttention, RowsSeeTheCoreOfThePlainFormulasAndTheWindow) {
 
 TEST(TcaAttention, AWindowOfTheLengthIsDense) {
   SiteFixture fixture({.n_q = 500, .n_k = 500}, 62);
-  const Method method = make_method("tca_attention(window=500)", fixture.method_shape());
+  const Method method = make_method("tca_attention(window=500, cache=1)", fixture.method_shape());
   EXPECT_TRUE(method.selector->select(fixture.site(ref_ops())).everything());
   EXPECT_TRUE(method.compressor->compress(fixture.site(ref_ops()), true).head.empty());
-  EXPECT_EQ(make_method("tca_attention(cache=0)", fixture.method_shape()).compressor, nullptr);
+}
+
+// A needle of eight tokens of which the last row looks for the first one, as at the start of an answer that will copy
+// one after the other.
+TEST(TcaAttention, TheDefaultsKeepWhatTheLastRowDidNotLookForInTheCache) {
+  SiteFixture fixture({.n_q = 900, .n_k = 900, .n_head = 2, .n_head_kv = 1}, 66);
+  const int32_t needle = 200;
+  for (int32_t head = 0; head < 2; ++head) {
+    for (int32_t d = 0; d < 16; ++d) {
+      fixture.query(899, head)[d] = 4 * fixture.key(0, needle)[d];
+    }
+  }
+  const Site site = fixture.site(ref_ops());
+  const Method lossy = make_method("tca_attention(window=128, cache=1)", fixture.method_shape());
+  const std::vector<int32_t> kept = lossy.compressor->compress(site, true).head[0].keep;
+  const auto in_needle =
+      std::count_if(kept.begin(), kept.end(), [&](int32_t slot) { return slot >= needle && slot < needle + 8; });
+  EXPECT_LT(in_needle, 8);
+  EXPECT_EQ(make_method("tca_attention(window=128)", fixture.method_shape()).compressor, nullptr);
 }
 
 TEST(TcaAttention, DecodePrunesABlockWheneverOneHasLeftTheWindow) {
   const int32_t n_prompt = 400, n_end = 700;
   std::vector<int32_t> kept(n_prompt);
   std::iota(kept.begin(), kept.end(), 0);
-  const Method method = make_method("tca_attention(window=128, mu=3)", {1, 2, 1, 16});
+  const Method method = make_method("tca_attention(window=128, mu=3, cache=1)", {1, 2, 1, 16});
   size_t most = 0, n_edit = 0;
   for (int32_t n = n_prompt; n <= n_end; ++n) {  // token n - 1 was just added
     const bool prefill = n == n_prompt;
@@ -231,7 +249,7 @@ TEST(TcaAttention, FilesGiveEachKvHeadItsBudgetsAndAreCheckedFirst) {
   const auto make = [&](const nlohmann::json& layers, const std::string& rest = "") {
     file["layers"] = layers;
     std::ofstream(path) << file.dump();
-    return make_method(fmt::format("tca_attention(window=128, sinks=0, calibration={}{})", path, rest),
+    return make_method(fmt::format("tca_attention(window=128, sinks=0, cache=1, calibration={}{})", path, rest),
                        fixture.method_shape());
   };
   const nlohmann::json one = {1, 0, 0, 0, 0, 0, 0}, all = {0, 0, 0, 0, 0, 0, 1};
