@@ -181,8 +181,8 @@ class Chat(Case):
 
 
 class Compare(Case):
-    KEYS = ("model method answer n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density recall kv_bytes peak_bytes "
-            "select_share agreement kl").split()
+    KEYS = ("model method answer n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density recall select_share "
+            "decode_select_share kv_bytes peak_bytes agreement kl").split()
 
     def test_dense_first_then_each_method(self):
         rows = self.lines("compare", "-m", model(), "-f", path("text.txt"), "-p", "What?", "-n", 6, "--method", "dense",

@@ -37,6 +37,20 @@ Figures measure(Engine& engine, const Sequence& sequence, const Generated& answe
   return figures;
 }
 
+void add_figures(Json& line, const Figures& figures) {
+  line.update({{"n_prompt", figures.n_prompt},
+               {"n_gen", figures.n_gen},
+               {"ttft_s", figures.ttft_s},
+               {"prefill_tok_s", figures.prefill_tok_s},
+               {"decode_tok_s", figures.decode_tok_s},
+               {"density", figures.density},
+               {"recall", figures.recall},
+               {"select_share", figures.select_share},
+               {"decode_select_share", figures.decode_select_share},
+               {"kv_bytes", figures.kv_bytes},
+               {"peak_bytes", figures.peak_bytes}});
+}
+
 std::string sentence(const Figures& figures) {
   std::string answered = fmt::format("{} answered", human_count(figures.n_gen));
   if (!std::isnan(figures.decode_tok_s)) answered += fmt::format(" at {} tok/s", human_rate(figures.decode_tok_s));

@@ -23,6 +23,9 @@ double sampled_recall(const RunStats& stats);
 /// `answer` was generated on `sequence` with its figures reset before, as was the peak of the engine's memory.
 Figures measure(Engine& engine, const Sequence& sequence, const Generated& answer);
 
+/// Adds them to a line of --json, each under its name here.
+void add_figures(Json& line, const Figures& figures);
+
 /// "12,034 tokens read in 24.1 s (499 tok/s), 56 answered at 38.2 tok/s, density 31.4%, recall 98.1%, selecting 3.2%,
 /// KV 147 MB"; what selecting was of the answer's time follows it, where it took any
 std::string sentence(const Figures& figures);

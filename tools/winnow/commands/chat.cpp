@@ -138,19 +138,9 @@ class Chat {
   void report(const Generated& answer, int32_t common) {
     const Figures figures = measure(*loaded_.engine, sequence_, answer);
     if (options_.model.json) {
-      print_json({{"answer", answer.text},
-                  {"finish", finish_name(answer.finish)},
-                  {"n_reused", common},
-                  {"n_prompt", figures.n_prompt},
-                  {"n_gen", figures.n_gen},
-                  {"ttft_s", figures.ttft_s},
-                  {"prefill_tok_s", figures.prefill_tok_s},
-                  {"decode_tok_s", figures.decode_tok_s},
-                  {"density", figures.density},
-                  {"recall", figures.recall},
-                  {"select_share", figures.select_share},
-                  {"kv_bytes", figures.kv_bytes},
-                  {"peak_bytes", figures.peak_bytes}});
+      Json line = {{"answer", answer.text}, {"finish", finish_name(answer.finish)}, {"n_reused", common}};
+      add_figures(line, figures);
+      print_json(line);
       return;
     }
     fmt::print("\n");

@@ -95,21 +95,10 @@ Result run_method(Contest& contest, const Tuned& tuned, bool dense) {
 
 void print_result(const Contest& contest, const Tuner& tuner, const Result& result) {
   const Figures& figures = result.figures;
-  Json line = {{"model", model_name(contest.loaded)},
-               {"method", result.method},
-               {"answer", result.answer.text},
-               {"n_prompt", figures.n_prompt},
-               {"n_gen", figures.n_gen},
-               {"ttft_s", figures.ttft_s},
-               {"prefill_tok_s", figures.prefill_tok_s},
-               {"decode_tok_s", figures.decode_tok_s},
-               {"density", figures.density},
-               {"recall", figures.recall},
-               {"kv_bytes", figures.kv_bytes},
-               {"peak_bytes", figures.peak_bytes},
-               {"select_share", figures.select_share},
-               {"agreement", result.agreement},
-               {"kl", result.kl}};
+  Json line = {{"model", model_name(contest.loaded)}, {"method", result.method}, {"answer", result.answer.text}};
+  add_figures(line, figures);
+  line["agreement"] = result.agreement;
+  line["kl"] = result.kl;
   const Achieved achieved = {figures.recall, figures.density,
                              static_cast<double>(figures.n_prompt) / figures.prefill_tok_s};
   tuner.add_json(line, result.tuned, &achieved);

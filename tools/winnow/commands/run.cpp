@@ -23,23 +23,14 @@ struct Options {
 
 Json to_json(const Loaded& loaded, const Policy& policy, const Generated& answer, const Figures& figures) {
   Engine& engine = *loaded.engine;
-  return {{"model", model_name(loaded)},
-          {"method", policy.name()},
-          {"device", engine.device().name()},
-          {"threads", engine.device().n_threads()},
-          {"answer", answer.text},
-          {"finish", finish_name(answer.finish)},
-          {"n_prompt", figures.n_prompt},
-          {"n_gen", figures.n_gen},
-          {"ttft_s", figures.ttft_s},
-          {"prefill_tok_s", figures.prefill_tok_s},
-          {"decode_tok_s", figures.decode_tok_s},
-          {"density", figures.density},
-          {"recall", figures.recall},
-          {"select_share", figures.select_share},
-          {"decode_select_share", figures.decode_select_share},
-          {"kv_bytes", figures.kv_bytes},
-          {"peak_bytes", figures.peak_bytes}};
+  Json line = {{"model", model_name(loaded)},
+               {"method", policy.name()},
+               {"device", engine.device().name()},
+               {"threads", engine.device().n_threads()},
+               {"answer", answer.text},
+               {"finish", finish_name(answer.finish)}};
+  add_figures(line, figures);
+  return line;
 }
 
 void run(const Options& options) {
