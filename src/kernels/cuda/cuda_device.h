@@ -26,7 +26,8 @@ class CudaDevice final : public Device {
   CudaDevice(int n_threads, ProductType products);
   ~CudaDevice() override;
 
-  std::string_view name() const override { return "cuda"; }
+  /// Stands beside every figure, and keeps apart what was measured in other products.
+  std::string_view name() const override { return products_.type() == ProductType::fp8 ? "cuda (fp8)" : "cuda"; }
   int n_threads() const override { return pool_.size(); }
   std::string description() const override;
   double peak_gflops() override;

@@ -126,6 +126,11 @@ TEST_F(CudaFp8, RowsOfZeros) {
   EXPECT_EQ(got, std::vector<float>(got.size(), 0.0F));
 }
 
+TEST_F(CudaFp8, FiguresTellTheProducts) {
+  EXPECT_EQ(device_->name(), "cuda (fp8)");
+  EXPECT_EQ(make_device("cuda", 0)->name(), "cuda");
+}
+
 /// Rows of tiny models are short and the distance is the worst logit's, so that eight bits show: 0.5 was seen.
 TEST_F(CudaFp8, WholeRunsStayNearRef) {
   constexpr double kBound = 0.8;
