@@ -224,13 +224,33 @@ inline Ops& ref_ops() {
   return ops;
 }
 
-/// Attention of every row of the site over what `selection` leaves. -> [n_q, n_head, head_dim]
+/// Attention of every row of the site over what `selection` leaves; 0 where a row does not attend, of which nothing is
+/// counted. -> [n_q, n_head, head_dim]
 inline std::vector<float> attend(const Site& site, const Selection& selection, const float* skip = nullptr,
                                  AttnCounts* counts = nullptr) {
-  std::vector<float> o(static_cast<size_t>(site.q.n_rows * site.q.n_head * site.q.head_dim));
   HeadsView view = site.q;
-  view.data = o.data();
   view.stride = int64_t{site.q.n_head} * site.q.head_dim;
+  std::vector<float> o(static_cast<size_t>(site.q.n_rows * view.stride));
+  view.data = o.data();
+  if (!selection.rows.empty()) {
+    std::vector<float> q;
+    std::vector<int32_t> limit;
+    for (const int32_t row : selection.rows) {
+      q.insert(q.end(), site.q.at(row, 0), site.q.at(row, 0) + view.stride);
+      limit.push_back(site.limit[static_cast<size_t>(row)]);
+    }
+    Site some = site;
+    some.q = {q.data(), std::ssize(selection.rows), site.q.n_head, site.q.head_dim, view.stride};
+    some.limit = limit;
+    Selection lists = selection;
+    lists.rows.clear();
+    const std::vector<float> got = attend(some, lists, skip, counts);
+    for (size_t i = 0; i < limit.size(); ++i) {
+      const auto at = static_cast<std::ptrdiff_t>(i) * view.stride;
+      std::copy_n(got.begin() + at, view.stride, o.begin() + selection.rows[i] * view.stride);
+    }
+    return o;
+  }
   site.ops.attend({.q = site.q,
                    .kv = site.kv,
                    .limit = site.limit.data(),
@@ -254,15 +274,17 @@ inline Method make_method(const std::string& text, const MethodShape& shape) {
   return info.make(resolve(spec, info.params, info.texts), shape);
 }
 
-/// Which slots query head `head` computes for row `row`: [n_slots], causal limit applied.
+/// Which slots query head `head` computes for row `row`: [n_slots], causal limit applied. None where it does not
+/// attend.
 inline std::vector<bool> computed(const Selection& selection, SiteFixture& fixture, int32_t row, int32_t head) {
   const int32_t kv = fixture.kv_of(head);
   std::vector<bool> mask(static_cast<size_t>(fixture.n_slots(kv)), selection.everything());
   const auto set = [&](int32_t slot) {
     if (slot < fixture.n_slots(kv)) mask[static_cast<size_t>(slot)] = true;
   };
-  if (!selection.everything()) {
-    const auto list = static_cast<size_t>(selection.list(head, row / selection.block_q));
+  const int32_t block = selection.everything() ? -1 : selection.block_of(row);
+  if (block >= 0) {
+    const auto list = static_cast<size_t>(selection.list(head, block));
     for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
       for (int32_t j = 0; j < selection.block_k; ++j) set(selection.block_begin[static_cast<size_t>(i)] + j);
     }
@@ -278,9 +300,15 @@ inline std::vector<bool> computed(const Selection& selection, SiteFixture& fixtu
 
 /// Empty where every list of `selection` is as attention/types.h promises; else what is wrong.
 inline std::string malformed(const Selection& selection, const Site& site) {
-  if (selection.everything()) return "";
+  const std::vector<int32_t>& rows = selection.rows;
+  if (selection.everything()) return rows.empty() ? "" : "rows without lists";
+  if (!rows.empty()) {
+    if (rows.front() < 0 || rows.back() != site.q.n_rows - 1) return "rows range, or the last one does not attend";
+    if (std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) != rows.end()) return "rows order";
+  }
   const auto n_list = static_cast<size_t>(selection.n_head) * static_cast<size_t>(selection.n_block_q);
-  const int64_t n_block_q = (site.q.n_rows + selection.block_q - 1) / selection.block_q;
+  const int64_t n_rows = rows.empty() ? site.q.n_rows : std::ssize(rows);
+  const int64_t n_block_q = (n_rows + selection.block_q - 1) / selection.block_q;
   if (selection.n_head != 1 && selection.n_head * selection.group != site.q.n_head) return "n_head";
   if (selection.n_block_q != n_block_q) return "n_block_q";
   if ((selection.block_q != 64 && selection.block_q != 128) || (selection.block_k != 64 && selection.block_k != 128)) {

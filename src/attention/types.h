@@ -2,6 +2,7 @@
 // Nothing here owns device memory except Selection.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -77,25 +78,39 @@ class DeviceLists {
 /// the interval of `block_k` slots that begins at its entry: a multiple of block_k for most methods, any slot for those
 /// that follow diagonals. Entries ascend, and intervals and columns of one row are disjoint. Causal and window limits
 /// hold on top; parts beyond them, and beyond the last slot, are ignored. Slots are those of the kv head.
+///
+/// Where `rows` names some rows, only these attend, and query blocks are blocks of them: block b covers
+/// rows[b * block_q, (b + 1) * block_q). All other rows get o = 0. The caller of Ops::attend gathers them (the engine's
+/// attend_layer): an attention call's rows are those of the lists, one by one, and kernels do not look at `rows`.
 struct Selection {
   int32_t block_q = 64;   // rows of a query block: 64 or 128
   int32_t block_k = 64;   // slots of a key block: 64 or 128
   int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all share them; see `group`
-  int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of the prompt's rows
+  int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of those that attend
   std::vector<int32_t> block_ptr, block_begin, column_ptr, column;  // ptr: [n_head * n_block_q + 1]
   int32_t group = 1;  // neighbouring query heads of one kv head that share lists: the n_head-th part of all heads
   // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
   std::shared_ptr<const DeviceLists> on_device{};
+  std::vector<int32_t> rows{};  // ascending, of the prompt's rows; empty: all. Only beside lists
 
   bool everything() const { return n_block_q == 0; }
   int64_t list(int32_t head, int32_t block) const {
     return static_cast<int64_t>(n_head == 1 ? 0 : head / group) * n_block_q + block;
   }
+  /// The query block of a row of the prompt; -1 where the row does not attend.
+  int32_t block_of(int64_t row) const {
+    if (!rows.empty()) {
+      const auto at = std::lower_bound(rows.begin(), rows.end(), row);
+      if (at == rows.end() || *at != row) return -1;
+      row = at - rows.begin();
+    }
+    return static_cast<int32_t>(row / block_q);
+  }
 };
 
 /// What was computed of what was permitted, in (row, slot, head) triples: density = computed / permitted.
 struct AttnCounts {
-  int64_t permitted = 0;  // inside the causal and window limits
+  int64_t permitted = 0;  // inside the causal and window limits, of rows that do not attend, too
   int64_t computed = 0;   // of these, read with their values; a tile that skip-softmax dropped does not count
   double density() const {
     return permitted == 0 ? 1.0 : static_cast<double>(computed) / static_cast<double>(permitted);
@@ -120,7 +135,7 @@ struct AttnArgs {
   KvView kv{};
   const int32_t* limit = nullptr;        // [n_rows], ascending
   const Selection* selection = nullptr;  // null: everything
-  int64_t first_row = 0;                 // q's row 0 is this row of the selection; a multiple of its block_q
+  int64_t first_row = 0;                 // q's row 0 is this row of the lists; a multiple of their block_q
   float scale = 1;
   float softcap = 0;             // > 0: softcap * tanh(logit / softcap), before the bias
   int32_t window = 0;            // > 0: sliding window, the row itself included

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/attend_layer.h"
 #include "engine/stopwatch.h"
 #include "methods/recall.h"
 
@@ -97,20 +98,7 @@ class Trials {
   }
 
   void attend(const Site& site, const Selection& selection, Mat o, AttnCounts& counts) {
-    const int64_t piece = engine_.device().rows_at_once().attend;
-    const HeadsView to = o.heads(site.q.head_dim);
-    for (int64_t begin = 0; begin < site.q.n_rows; begin += piece) {
-      const int64_t n = std::min(piece, site.q.n_rows - begin);
-      engine_.device().attend({.q = site.q.rows(begin, n),
-                               .kv = site.kv,
-                               .limit = site.limit.data() + begin,
-                               .selection = selection.everything() ? nullptr : &selection,
-                               .first_row = begin,
-                               .scale = site.scale,
-                               .softcap = site.softcap,
-                               .o = to.rows(begin, n),
-                               .counts = &counts});
-    }
+    attend_layer(engine_.device(), site, selection, {.o = o.heads(site.q.head_dim), .counts = &counts});
   }
 
   Engine& engine_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/attend_layer.h"
 #include "engine/pruned.h"
 #include "engine/stopwatch.h"
 #include "methods/recall.h"
@@ -208,7 +209,8 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
                .softcap = attention.softcap,
                .window = attention.window,
                .rope = model_.rope(index),
-               .ops = device_};
+               .ops = device_,
+               .n_wanted = part.n_logits};
   if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
   // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
   const int64_t n_tail = std::min(kTailRows, part.n);
@@ -279,24 +281,11 @@ void Prefill::attend(Sequence& sequence, const Site& here, const Selection& sele
   const Stopwatch watch(decode ? not_wanted : sequence.stats_.attend_s);
   std::vector<float> skip;
   if (here.window == 0) skip = skip_log_lambda(sequence.methods_, !decode, longest_head(here.kv), here.q.n_head);
-  // In pieces, so that Ctrl-C and the progress bar need not wait for a layer.
-  const int64_t piece = device_.rows_at_once().attend;
-  for (int64_t begin = 0; begin < here.q.n_rows; begin += piece) {
-    const HeadsView q = here.q.rows(begin, std::min(piece, here.q.n_rows - begin));
-    device_.attend({.q = q,
-                    .kv = here.kv,
-                    .limit = here.limit.data() + begin,
-                    .selection = selection.everything() ? nullptr : &selection,
-                    .first_row = begin,
-                    .scale = here.scale,
-                    .softcap = here.softcap,
-                    .window = here.window,
-                    .skip = skip.empty() ? nullptr : skip.data(),
-                    .o = q,
-                    .lse = nullptr,
-                    .counts = decode ? &sequence.stats_.decode_counts : &sequence.stats_.counts});
-    engine_.throw_if_cancelled();
-  }
+  attend_layer(device_, here, selection,
+               {.o = here.q,
+                .skip = skip.empty() ? nullptr : skip.data(),
+                .counts = decode ? &sequence.stats_.decode_counts : &sequence.stats_.counts,
+                .after_piece = [this] { engine_.throw_if_cancelled(); }});
 }
 
 void Prefill::compress(Sequence& sequence, Site& here) {

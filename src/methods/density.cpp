@@ -7,19 +7,21 @@
 namespace winnow {
 namespace {
 
-/// How many slots each row sees, ascending as rows do.
-std::vector<int32_t> seen_by_rows(const Site& site, const KvHead& kv) {
+/// How many slots the rows of the selection see, ascending as rows do.
+std::vector<int32_t> seen_by_rows(const Site& site, const KvHead& kv, const Selection& selection) {
   std::vector<int32_t> seen;
-  seen.reserve(site.limit.size());
-  for (const int32_t limit : site.limit) seen.push_back(visible_slots(kv, limit));
+  if (selection.rows.empty()) {
+    for (const int32_t limit : site.limit) seen.push_back(visible_slots(kv, limit));
+  }
+  for (const int32_t row : selection.rows) seen.push_back(visible_slots(kv, site.limit[static_cast<size_t>(row)]));
   return seen;
 }
 
-int64_t permitted_pairs(const Site& site, const KvHead& kv, std::span<const int32_t> seen) {
+int64_t permitted_pairs(const Site& site, const KvHead& kv) {
   int64_t pairs = 0;
-  for (size_t row = 0; row < seen.size(); ++row) {
-    const int32_t hidden = site.window > 0 ? visible_slots(kv, site.limit[row] - site.window) : 0;
-    pairs += seen[row] - hidden;
+  for (const int32_t limit : site.limit) {
+    const int32_t hidden = site.window > 0 ? visible_slots(kv, limit - site.window) : 0;
+    pairs += visible_slots(kv, limit) - hidden;
   }
   return pairs;
 }
@@ -61,10 +63,10 @@ std::vector<AttnCounts> count_selected(const Site& site, const Selection& made) 
   site.ops.for_each(site.q.n_head, [&](int64_t item, int) {
     const auto head = static_cast<int32_t>(item);
     const KvHead& kv = kv_head_of(site, head);
-    const std::vector<int32_t> seen = seen_by_rows(site, kv);
     AttnCounts& count = counts[static_cast<size_t>(item)];
-    count.permitted = permitted_pairs(site, kv, seen);
-    count.computed = made.everything() ? count.permitted : selected_pairs(selection, head, seen);
+    count.permitted = permitted_pairs(site, kv);
+    count.computed =
+        made.everything() ? count.permitted : selected_pairs(selection, head, seen_by_rows(site, kv, selection));
   });
   return counts;
 }

@@ -33,6 +33,7 @@ struct Site {
   int32_t window = 0;  // > 0: a sliding-window layer; the engine asks no selector there
   RopeArgs rope{};     // how positions turned q and the keys
   Ops& ops;
+  int64_t n_wanted = 1;  // last rows whose logits somebody reads: they attend in any case. 0 in a chunk before the last
 };
 
 /// Decides before attention which blocks and columns are computed. An empty Selection is the dense answer.

@@ -57,7 +57,8 @@ Recall sample_recall(const Site& site, const Selection& made, int32_t n_rows) {
     const std::span<const float> all = probabilities;
     const size_t n_slots = all.size() / static_cast<size_t>(n_sample);
     for (int64_t i = 0; i < n_sample; ++i) {
-      const auto block = static_cast<int32_t>((first + i * step) / selection.block_q);
+      const int32_t block = selection.block_of(first + i * step);
+      if (block < 0) continue;
       const double kept =
           selected_mass(selection, selection.list(head, block), all.subspan(static_cast<size_t>(i) * n_slots, n_slots));
       mass[static_cast<size_t>(item)] += std::min(kept, 1.0);

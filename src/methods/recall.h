@@ -8,6 +8,7 @@
 namespace winnow {
 
 /// Attention mass that lies in selected slots, summed over (row, query head) pairs; each pair's own lies in [0, 1].
+/// A row that does not attend keeps nothing.
 struct Recall {
   double sum = 0;
   int64_t n = 0;

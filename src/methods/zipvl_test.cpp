@@ -9,6 +9,7 @@
 namespace winnow {
 namespace {
 
+using test::attend;
 using test::computed;
 using test::make_method;
 using test::malformed;
@@ -106,7 +107,48 @@ std::vector<int> probe_rows(int n_rows, int n) {
   return rows;
 }
 
+// Rows that the selection names: those whose own token any of the sets holds, and the last `n_wanted`.
+void expect_rows(const Selection& selection, SiteFixture& fixture, const std::vector<std::set<int>>& sets,
+                 int n_wanted = 1) {
+  std::vector<int32_t> want;
+  for (int row = 0; row < fixture.shape().n_q; ++row) {
+    bool attends = row >= fixture.shape().n_q - n_wanted;
+    for (size_t kv = 0; kv < sets.size(); ++kv) {
+      for (const int slot : sets[kv]) {
+        attends = attends || fixture.position(static_cast<int>(kv), slot) == fixture.limit(row);
+      }
+    }
+    if (attends) want.push_back(row);
+  }
+  EXPECT_LT(std::ssize(want), fixture.shape().n_q);
+  EXPECT_EQ(selection.rows, want);
+}
+
+// A row that attends sees the important tokens and those of its block of 128 rows that attend; others see nothing.
 void expect_selection(const Selection& selection, SiteFixture& fixture, int head, const std::set<int>& important) {
+  const int kv = fixture.kv_of(head);
+  for (int32_t row = 0; row < fixture.shape().n_q; row += 7) {
+    const std::vector<bool> mask = computed(selection, fixture, row, head);
+    std::set<int> seen;
+    const auto at = std::lower_bound(selection.rows.begin(), selection.rows.end(), row);
+    if (at != selection.rows.end() && *at == row) {
+      seen = important;
+      for (auto near = selection.rows.begin() + (at - selection.rows.begin()) / 128 * 128; near <= at; ++near) {
+        int own = 0;
+        while (fixture.position(kv, own) < fixture.limit(*near)) ++own;
+        seen.insert(own);
+      }
+    }
+    for (int32_t slot = 0; slot < fixture.n_slots(kv); ++slot) {
+      if (fixture.position(kv, slot) > fixture.limit(row)) break;
+      ASSERT_EQ(mask[static_cast<size_t>(slot)], seen.contains(slot)) << row << ' ' << slot;
+    }
+  }
+}
+
+// With all_rows=1.
+void expect_all_rows(const Selection& selection, SiteFixture& fixture, int head, const std::set<int>& important) {
+  EXPECT_TRUE(selection.rows.empty());
   for (int32_t row = 0; row < fixture.shape().n_q; row += 41) {
     const std::vector<bool> mask = computed(selection, fixture, row, head);
     int own_block = 0;
@@ -125,13 +167,17 @@ TEST(ZipVl, RowsSeeTheImportantTokensOfThePlainFormulas) {
     SiteFixture fixture(shape, 71);
     for (const double tau : {0.3, 0.8, 0.96}) {
       const Site site = fixture.site(ref_ops());
-      const Method method = make_method(fmt::format("zipvl(tau={}, probes=60)", tau), fixture.method_shape());
+      const Method method =
+          make_method(fmt::format("zipvl(tau={}, probes=60, all_rows=0)", tau), fixture.method_shape());
       const Selection selection = method.selector->select(site);
       ASSERT_EQ(malformed(selection, site), "");
       EXPECT_EQ(selection.n_head, 1);
       const Reference want = reference(fixture, probe_rows(shape.n_q, 60), tau, 0, shape.n_head);
       EXPECT_LT(want.p, shape.n_k);
+      expect_rows(selection, fixture, {want.important});
       expect_selection(selection, fixture, 0, want.important);
+      const std::string all_rows = fmt::format("zipvl(tau={}, probes=60, all_rows=1)", tau);
+      expect_all_rows(make_method(all_rows, fixture.method_shape()).selector->select(site), fixture, 0, want.important);
       const KvEdit edit = method.compressor->compress(site, true);
       for (const KvEdit::Head& head : edit.head) {
         EXPECT_EQ(head.keep, std::vector<int32_t>(want.important.begin(), want.important.end()));
@@ -147,13 +193,61 @@ TEST(ZipVl, KvHeadsWithDifferentSlotsHaveSetsOfTheirOwn) {
     if (slot % 3 == 0 || slot >= 300) kept.push_back(slot);
   }
   fixture.keep(1, kept);
-  const Selection selection =
-      make_method("zipvl(tau=0.8, probes=60)", fixture.method_shape()).selector->select(fixture.site(ref_ops()));
+  const Selection selection = make_method("zipvl(tau=0.8, probes=60, all_rows=0)", fixture.method_shape())
+                                  .selector->select(fixture.site(ref_ops()));
   ASSERT_EQ(selection.n_head, 4);
+  std::vector<std::set<int>> sets;
   for (const int head : {0, 1, 2, 3}) {
     const Reference want = reference(fixture, probe_rows(200, 60), 0.8, head / 2 * 2, 2);
     expect_selection(selection, fixture, head, want.important);
+    if (head % 2 == 0) sets.push_back(want.important);
   }
+  EXPECT_NE(sets[0].size(), sets[1].size());
+  expect_rows(selection, fixture, sets);
+}
+
+// The paper's step 8: attention among the important tokens is that of a sequence of these alone, and the others get 0.
+TEST(ZipVl, ImportantTokensAttendAmongThemselves) {
+  SiteFixture fixture({.n_q = 500, .n_k = 500, .n_head = 2, .n_head_kv = 1, .head_dim = 16}, 76);
+  const Site site = fixture.site(ref_ops());
+  const Selection selection = make_method("zipvl(tau=0.8, all_rows=0)", fixture.method_shape()).selector->select(site);
+  ASSERT_LT(selection.rows.size(), 400U);
+  ASSERT_GT(selection.rows.size(), 10U);
+  const std::vector<float> o = attend(site, selection);
+  std::vector<double> want(o.size());
+  for (const int row : selection.rows) {
+    for (int head = 0; head < 2; ++head) {
+      const std::vector<double> p = fixture.probabilities(row, head);
+      double sum = 0;
+      for (const int slot : selection.rows) sum += slot <= row ? p[static_cast<size_t>(slot)] : 0;
+      for (const int slot : selection.rows) {
+        if (slot > row) break;
+        for (int d = 0; d < 16; ++d) {
+          want[static_cast<size_t>((row * 2 + head) * 16 + d)] +=
+              p[static_cast<size_t>(slot)] / sum * double{fixture.value(0, slot)[d]};
+        }
+      }
+    }
+  }
+  for (size_t i = 0; i < o.size(); ++i) ASSERT_NEAR(o[i], want[i], 1e-4) << i;
+}
+
+TEST(ZipVl, RowsWhoseLogitsAreWantedAttend) {
+  SiteFixture fixture({.n_q = 700, .n_k = 700, .n_head = 2, .n_head_kv = 1}, 77);
+  Site site = fixture.site(ref_ops());
+  const Method method = make_method("zipvl(tau=0.5, all_rows=0)", fixture.method_shape());
+  const std::set<int> important = reference(fixture, probe_rows(700, 64), 0.5, 0, 2).important;
+  for (const int n_wanted : {0, 1, 90}) {
+    site.n_wanted = n_wanted;
+    const Selection selection = method.selector->select(site);
+    ASSERT_EQ(malformed(selection, site), "");
+    expect_rows(selection, fixture, {important}, n_wanted);
+    expect_selection(selection, fixture, 0, important);
+    const KvEdit edit = method.compressor->compress(site, true);  // wanted or not, keys are kept that are important
+    EXPECT_EQ(edit.head.front().keep, std::vector<int32_t>(important.begin(), important.end()));
+  }
+  site.n_wanted = 700;
+  EXPECT_TRUE(method.selector->select(site).rows.empty());
 }
 
 TEST(ZipVl, MoreMassNeedsMoreTokensAndAllOfItIsDense) {

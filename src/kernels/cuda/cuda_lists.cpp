@@ -59,6 +59,7 @@ Selection CudaDevice::on_device(const Selection& selection) {
   moved.n_head = selection.n_head;
   moved.group = selection.group;
   moved.n_block_q = selection.n_block_q;
+  moved.rows = selection.rows;
   moved.on_device = std::move(made);
   return moved;
 }
