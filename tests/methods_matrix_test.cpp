@@ -59,6 +59,8 @@ void make_ragged(SiteFixture& fixture) {
 void check_selection(const Selection& selection, SiteFixture& fixture) {
   const Site site = fixture.site(ref_ops());
   ASSERT_EQ(test::malformed(selection, site), "");
+  const double estimate = selection.estimated_mass.value_or(1);
+  ASSERT_TRUE(estimate > 0 && estimate <= 1) << estimate;
   for (int32_t row = 0; row < fixture.shape().n_q; row += 1 + fixture.shape().n_q / 40) {
     if (!selection.everything() && selection.block_of(row) < 0) continue;
     for (int32_t head = 0; head < fixture.shape().n_head; ++head) {
@@ -123,6 +125,7 @@ void check(const std::string& spec, const SiteShape& shape, bool ragged) {
     ASSERT_EQ(selection.block_begin, again.block_begin);
     ASSERT_EQ(selection.column, again.column);
     ASSERT_EQ(selection.rows, again.rows);
+    ASSERT_EQ(selection.estimated_mass, again.estimated_mass);
   }
   if (method.compressor != nullptr) {
     check_edit(method.compressor->compress(site, true), fixture, spec);

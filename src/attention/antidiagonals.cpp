@@ -109,7 +109,12 @@ void push_heaviest(std::span<float> scores, int32_t own, double share, int32_t b
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   scores.front() = kInfinity;
   std::fill(scores.begin() + own, scores.end(), kInfinity);
-  for (const int32_t c : top_k(scores, n)) lists.block_begin.push_back(c * block);
+  for (const int32_t c : top_k(scores, n)) {
+    lists.block_begin.push_back(c * block);
+    const float score = scores[static_cast<size_t>(c)];
+    if (score < kInfinity) mass += double{score};
+  }
+  lists.kept.add(mass / total);
   lists.end_block();
 }
 

@@ -18,7 +18,8 @@ const KvHead& kv_head_of(const CoverArgs& args, int32_t head) {
 
 // The probe's mass by key and by distance counted from the far end, each of sum 1.
 LineMass project(Ops& ops, const ProbeArgs& probe, int32_t head) {
-  LineMass lines = line_mass(ops, probe, head);
+  std::vector<float> probabilities;
+  LineMass lines = line_mass(ops, probe, head, probabilities);
   std::reverse(lines.slash.begin(), lines.slash.end());
   for (float& mass : lines.vertical) mass /= static_cast<float>(probe.q.n_rows);
   for (float& mass : lines.slash) mass /= static_cast<float>(probe.q.n_rows);
@@ -67,15 +68,23 @@ class Cover {
     for (int64_t row = 0; row < args_.q.n_rows; row += args_.block) {
       const int64_t last_row = std::min<int64_t>(row + args_.block, args_.q.n_rows) - 1;
       const int32_t first = slot_of_row(row) / args_.block, last = slot_of_row(last_row) / args_.block;
-      const uint8_t* extra =
-          map.extra.empty() ? nullptr : map.extra.data() + static_cast<size_t>(row / args_.block) * nb;
+      const auto at = static_cast<size_t>(row / args_.block) * nb;
+      const uint8_t* extra = map.extra.empty() ? nullptr : map.extra.data() + at;
+      const bool is_last = last_row + 1 == args_.q.n_rows;
+      const float* mass = nullptr;
+      if (!map.mass.empty()) mass = extra != nullptr ? map.mass.data() + at : is_last ? map.mass.data() : nullptr;
+      double kept = 0;
       for (int32_t c = 0; c <= last; ++c) {
         bool active = map.vertical[static_cast<size_t>(c)] != 0 || (extra != nullptr && extra[c] != 0);
         for (int32_t r = std::max(first, c); r <= last; ++r) active |= map.slash[static_cast<size_t>(r - c)] != 0;
-        if (active) lists.block_begin.push_back(c * args_.block);
+        if (!active) continue;
+        lists.block_begin.push_back(c * args_.block);
+        if (mass != nullptr) kept += double{mass[c]};
       }
       lists.end_block();
+      if (mass != nullptr) lists.kept.add(kept);
     }
+    if (all) lists.kept.add(1);
     return lists;
   }
 
@@ -84,6 +93,9 @@ class Cover {
   // block asks for it in `extra` [n_block_q, n_block].
   struct Map {
     std::vector<uint8_t> vertical, slash, extra;
+    // What the choice takes each block to hold: the pooled map [n_block_q, n_block] beside `extra`, else what the
+    // probe, the last block of rows, spends [n_block].
+    std::vector<float> mass;
   };
 
   int32_t n_keys() const { return visible_slots(kv_, args_.limit.back()); }
@@ -111,6 +123,7 @@ class Cover {
 
     const int32_t n_vertical = query_aware ? args_.least : n_cover(lines.vertical, n_block);
     const int32_t n_slash = query_aware ? args_.least : n_cover(lines.slash, n_block);
+    if (!query_aware) map.mass = by_block;
     by_block.front() = kInfinity;
     by_distance.back() = kInfinity;
     for (const int32_t c : top_k(by_block, n_vertical)) map.vertical[static_cast<size_t>(c)] = 1;
@@ -126,12 +139,14 @@ class Cover {
     const size_t n_key_block = pooled_keys.size() / static_cast<size_t>(args_.q.head_dim);
     const size_t n_block = map.vertical.size();
     const auto n_block_q = static_cast<size_t>(ceil_div(args_.q.n_rows, args_.block));
+    map.mass.assign(n_block_q * n_block, 0);
     std::vector<std::pair<float, int32_t>> best;  // probability, flat index [n_block_q, n_block]
     for (size_t b = 0; b < n_block_q; ++b) {
       const int64_t last_row = std::min<int64_t>((static_cast<int64_t>(b) + 1) * args_.block, args_.q.n_rows) - 1;
       const auto n_seen = static_cast<size_t>(slot_of_row(last_row) / args_.block) + 1;
       const std::span<float> row(scores.data() + b * n_key_block, n_seen);
       softmax(row);
+      std::copy(row.begin(), row.end(), map.mass.begin() + static_cast<std::ptrdiff_t>(b * n_block));
       for (size_t c = 0; c < n_seen; ++c) best.emplace_back(row[c], static_cast<int32_t>(b * n_block + c));
     }
     std::sort(best.begin(), best.end(), [](const auto& a, const auto& b) {

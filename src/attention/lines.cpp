@@ -13,9 +13,8 @@ const KvHead& kv_head_of(const HeadsView& q, const KvView& kv, int32_t head) {
 
 }  // namespace
 
-LineMass line_mass(Ops& ops, const ProbeArgs& probe, int32_t head) {
+LineMass line_mass(Ops& ops, const ProbeArgs& probe, int32_t head, std::vector<float>& probabilities) {
   const KvHead& kv = kv_head_of(probe.q, probe.kv, head);
-  std::vector<float> probabilities;
   ops.score_window(probe, head, probabilities);
   const auto n = static_cast<size_t>(visible_slots(kv, probe.limit[probe.q.n_rows - 1]));
   LineMass mass{std::vector<float>(n), std::vector<float>(n)};
@@ -40,6 +39,23 @@ Lines choose_lines(const LineMass& mass, const LineBudget& budget) {
                  best(mass.slash, budget.n_slash, budget.forced_slashes)};
   std::reverse(lines.slashes.begin(), lines.slashes.end());
   return lines;
+}
+
+double share_of_lines(const ProbeArgs& probe, int32_t head, std::span<const float> probabilities, const Lines& lines) {
+  const KvHead& kv = kv_head_of(probe.q, probe.kv, head);
+  std::vector<uint8_t> vertical(static_cast<size_t>(kv.n_slots));
+  for (const int32_t slot : lines.verticals) vertical[static_cast<size_t>(slot)] = 1;
+  double sum = 0;
+  for (int64_t t = 0; t < probe.q.n_rows; ++t) {
+    const float* row = probabilities.data() + t * kv.n_slots;
+    const int32_t own = visible_slots(kv, probe.limit[t]) - 1;
+    for (const int32_t slot : lines.verticals) sum += double{row[slot]};  // 0 beyond what the row sees
+    for (const int32_t distance : lines.slashes) {
+      const int32_t slot = own - distance;
+      if (slot >= 0 && vertical[static_cast<size_t>(slot)] == 0) sum += double{row[slot]};
+    }
+  }
+  return sum / static_cast<double>(probe.q.n_rows);
 }
 
 void push_lines(const Lines& lines, int32_t own, int32_t n_seen, HeadLists& lists) {
@@ -73,7 +89,10 @@ Selection Ops::select_lines(const LineArgs& args) {
   for_each(static_cast<int64_t>(lists.size()), [&](int64_t item, int /*thread*/) {
     const auto head = static_cast<int32_t>(item);
     const KvHead& kv = kv_head_of(args.probe.q, args.probe.kv, head);
-    const Lines lines = choose_lines(line_mass(*this, args.probe, head), args.budget[static_cast<size_t>(head)]);
+    std::vector<float> probabilities;
+    const LineMass mass = line_mass(*this, args.probe, head, probabilities);
+    const Lines lines = choose_lines(mass, args.budget[static_cast<size_t>(head)]);
+    lists[static_cast<size_t>(head)].kept.add(share_of_lines(args.probe, head, probabilities, lines));
     const auto slot_after = [&](int64_t row) { return visible_slots(kv, args.limit[static_cast<size_t>(row)]); };
     const auto n_rows = static_cast<int64_t>(args.limit.size());
     for (int64_t row = 0; row < n_rows; row += kLineBlock) {

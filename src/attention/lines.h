@@ -16,8 +16,9 @@ struct LineMass {
   std::vector<float> slash;     // [n_keys] by distance in slots; 0: the row itself
 };
 
-/// Slots count up to the last that the probe's last row sees.
-LineMass line_mass(Ops& ops, const ProbeArgs& probe, int32_t head);
+/// Slots count up to the last that the probe's last row sees. `probabilities`: those of score_window, which it asks
+/// for.
+LineMass line_mass(Ops& ops, const ProbeArgs& probe, int32_t head, std::vector<float>& probabilities);
 
 struct Lines {
   std::vector<int32_t> verticals;  // ascending
@@ -26,6 +27,9 @@ struct Lines {
 
 /// The heaviest lines, the first columns and the shortest distances among them whatever they weigh.
 Lines choose_lines(const LineMass& mass, const LineBudget& budget);
+
+/// The share of the probe's probabilities that lies on one of the lines at least.
+double share_of_lines(const ProbeArgs& probe, int32_t head, std::span<const float> probabilities, const Lines& lines);
 
 /// Pushes what covers `lines` for one query block of kLineBlock rows, whose first row takes slot `own` and which sees
 /// slots below n_seen: diagonals become intervals of kLineBlock slots, merged where they touch; columns outside of them

@@ -24,9 +24,20 @@ inline int32_t ceil_div(int64_t a, int64_t b) {
   return static_cast<int32_t>((a + b - 1) / b);
 }
 
+/// Shares of attention's mass, of rows or blocks of rows that a method looked at.
+struct MassEstimate {
+  double sum = 0;
+  int64_t n = 0;
+  void add(double share) {
+    sum += std::clamp(share, 0.0, 1.0);
+    ++n;
+  }
+};
+
 /// The lists of one query head, written query block by query block: push entries, then end_block().
 struct HeadLists {
   std::vector<int32_t> block_ptr{0}, block_begin, column_ptr{0}, column;
+  MassEstimate kept{};  // what the lists hold, where their author has an estimate
 
   void end_block() {
     block_ptr.push_back(static_cast<int32_t>(block_begin.size()));
@@ -44,7 +55,8 @@ inline void push_sinks_and_window(HeadLists& lists, int32_t n_first, int32_t beg
   for (int32_t slot = window_begin; slot < end; slot += block) lists.block_begin.push_back(slot);
 }
 
-/// One Selection of the lists of all heads, or of a single list that all heads share.
+/// One Selection of the lists of all heads, or of a single list that all heads share. Its estimated mass is the mean of
+/// those heads that have an estimate.
 inline Selection join_lists(std::span<const HeadLists> heads, int32_t block_q, int32_t block_k) {
   Selection selection;
   selection.block_q = block_q;
@@ -53,7 +65,9 @@ inline Selection join_lists(std::span<const HeadLists> heads, int32_t block_q, i
   selection.n_block_q = static_cast<int32_t>(heads.front().block_ptr.size()) - 1;
   selection.block_ptr.push_back(0);
   selection.column_ptr.push_back(0);
+  MassEstimate kept;
   for (const HeadLists& head : heads) {
+    if (head.kept.n > 0) kept.add(head.kept.sum / static_cast<double>(head.kept.n));
     WINNOW_ASSERT(static_cast<int32_t>(head.block_ptr.size()) - 1 == selection.n_block_q);
     const auto block_offset = static_cast<int32_t>(selection.block_begin.size());
     const auto column_offset = static_cast<int32_t>(selection.column.size());
@@ -65,6 +79,7 @@ inline Selection join_lists(std::span<const HeadLists> heads, int32_t block_q, i
     selection.block_begin.insert(selection.block_begin.end(), head.block_begin.begin(), head.block_begin.end());
     selection.column.insert(selection.column.end(), head.column.begin(), head.column.end());
   }
+  if (kept.n > 0) selection.estimated_mass = kept.sum / static_cast<double>(kept.n);
   return selection;
 }
 

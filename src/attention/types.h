@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -92,6 +93,9 @@ struct Selection {
   // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
   std::shared_ptr<const DeviceLists> on_device{};
   std::vector<int32_t> rows{};  // ascending, of the prompt's rows; empty: all. Only beside lists
+  // The share of attention's mass that these keys hold by the estimate that chose them, as a mean over heads and the
+  // rows that were looked at; none where the choice was not made by mass, or where a device made it and did not tell.
+  std::optional<double> estimated_mass{};
 
   bool everything() const { return n_block_q == 0; }
   int64_t list(int32_t head, int32_t block) const {

@@ -103,12 +103,14 @@ TEST_P(RowsTest, TheTraceCountsWhatARunReports) {
   const TinyEngine tiny("qwen2", options());
   AttnCounts traced;
   int64_t n_rows = 0, n_attending = 0;
+  double estimated = 0;
   tiny->on_selection = [&](const Site& site, const Selection& selection) {
     for (const AttnCounts& head : count_selected(site, selection)) {
       traced.permitted += head.permitted;
       traced.computed += head.computed;
     }
     n_rows += site.q.n_rows;
+    estimated += selection.estimated_mass.value_or(-1) * static_cast<double>(site.q.n_rows);
     n_attending += selection.rows.empty() ? site.q.n_rows : std::ssize(selection.rows);
   };
   Sequence sequence = tiny.start({kSpec});
@@ -118,6 +120,8 @@ TEST_P(RowsTest, TheTraceCountsWhatARunReports) {
   EXPECT_EQ(stats.counts.computed, traced.computed);
   EXPECT_LT(stats.counts.density(), 0.9);
   EXPECT_LT(n_attending, n_rows);
+  EXPECT_EQ(stats.estimate_n, n_rows);
+  EXPECT_NEAR(stats.estimated_mass(), estimated / static_cast<double>(n_rows), 1e-9);
   EXPECT_LT(stats.recall(), static_cast<double>(n_attending) / static_cast<double>(n_rows) + 0.1);
 }
 

@@ -47,6 +47,9 @@ struct RunStats {
   AttnCounts decode_counts;
   double recall_sum = 0;  // of sampled (row, head) pairs: share of the true attention mass kept
   int64_t recall_n = 0;
+  double estimate_sum = 0;  // of rows that were selected for: share of the mass that the choice took itself to keep
+  int64_t estimate_n = 0;   // 0: no selection, or none that told
+  double estimated_mass() const { return estimate_n == 0 ? 1.0 : estimate_sum / static_cast<double>(estimate_n); }
   double recall() const { return recall_n == 0 ? 1.0 : recall_sum / static_cast<double>(recall_n); }
   double select_share() const { return prefill_s == 0 ? 0 : select_s / prefill_s; }
   double decode_select_share() const { return decode_s == 0 ? 0 : decode_select_s / decode_s; }

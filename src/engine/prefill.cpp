@@ -253,6 +253,10 @@ Selection Prefill::choose(Sequence& sequence, const Site& here) {
     const Stopwatch watch(sequence.stats_.select_s);
     selection = method.selector->select(here);
   }
+  if (selection.estimated_mass) {
+    sequence.stats_.estimate_sum += *selection.estimated_mass * static_cast<double>(here.q.n_rows);
+    sequence.stats_.estimate_n += here.q.n_rows;
+  }
   show(sequence, here, selection);
   return selection;
 }

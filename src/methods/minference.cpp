@@ -71,8 +71,8 @@ int32_t n_keys(const Site& site, const KvHead& kv) {
   return visible_slots(kv, site.limit.back());
 }
 
-LineMass probe_lines(const Site& site, int32_t head) {
-  return line_mass(site.ops, last_rows(site, std::min(kProbe, site.q.n_rows)), head);
+ProbeArgs probe_of(const Site& site) {
+  return last_rows(site, std::min(kProbe, site.q.n_rows));
 }
 
 LineBudget budget_of(const Pattern& pattern) {
@@ -153,18 +153,25 @@ class MInference final : public Selector {
                     [](const Pattern& p) { return p.kind == Kind::vertical_slash; })) {
       std::vector<LineBudget> budget;
       std::transform(patterns.begin(), patterns.end(), std::back_inserter(budget), budget_of);
-      return site.ops.select_lines({last_rows(site, std::min(kProbe, site.q.n_rows)), site.limit, budget});
+      return site.ops.select_lines({probe_of(site), site.limit, budget});
     }
     const auto group = site.q.n_head / static_cast<int64_t>(site.kv.heads.size());
     std::vector<HeadLists> lists(patterns.size());
     site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
       const Pattern& pattern = patterns[static_cast<size_t>(head)];
       Estimate estimate{.head = static_cast<int32_t>(head), .mass = {}, .pooled_keys = {}};
-      if (pattern.kind == Kind::vertical_slash) estimate.mass = probe_lines(site, estimate.head);
+      std::vector<float> probabilities;
+      if (pattern.kind == Kind::vertical_slash) {
+        estimate.mass = line_mass(site.ops, probe_of(site), estimate.head, probabilities);
+      }
       if (pattern.kind == Kind::block_sparse) {
         site.ops.pool_keys(site.kv, static_cast<int32_t>(head / group), kBlock, estimate.pooled_keys);
       }
-      lists[static_cast<size_t>(head)] = build(site, estimate, pattern, choose(estimate, pattern));
+      const Lines lines = choose(estimate, pattern);
+      HeadLists& own = lists[static_cast<size_t>(head)] = build(site, estimate, pattern, lines);
+      if (pattern.kind == Kind::vertical_slash) {
+        own.kept.add(share_of_lines(probe_of(site), estimate.head, probabilities, lines));
+      }
     });
     return join_lists(lists, kBlock, kBlock);
   }
@@ -216,7 +223,8 @@ class Search final : public Calibration {
     std::vector<std::vector<HeadLists>> lists(kSettings.size() * pieces.size(), std::vector<HeadLists>(n_head));
     site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
       Estimate estimate{.head = static_cast<int32_t>(head), .mass = {}, .pooled_keys = {}};
-      estimate.mass = probe_lines(site, estimate.head);
+      std::vector<float> probabilities;
+      estimate.mass = line_mass(site.ops, probe_of(site), estimate.head, probabilities);
       const auto group = site.q.n_head / static_cast<int64_t>(site.kv.heads.size());
       site.ops.pool_keys(site.kv, static_cast<int32_t>(head / group), kBlock, estimate.pooled_keys);
       for (size_t c = 0; c < kSettings.size(); ++c) {

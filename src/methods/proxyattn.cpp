@@ -15,6 +15,7 @@
 // - Where kv heads hold different slots, after an eviction, each is a group of its own.
 // - A softcap is applied to the budgets' probabilities but not to the proxies' scores.
 #include <limits>
+#include <numeric>
 
 #include "base/error.h"
 #include "methods/lists.h"
@@ -66,22 +67,22 @@ class ProxyAttn final : public Selector {
   }
 
  private:
-  // Blocks of the last row of blocks that hold gamma of the head's mass there.
-  int64_t budget(const Site& site, int32_t head, int32_t n_block) const {
+  // What the last `block` rows spend on each key block. -> [n_block]
+  std::vector<float> last_mass(const Site& site, int32_t head, int32_t n_block) const {
     const int64_t n_probe = std::min<int64_t>(s_.block, site.q.n_rows);
     std::vector<float> of_slots, mass(static_cast<size_t>(n_block));
     site.ops.window_mass(last_rows(site, n_probe), head, of_slots);
     const auto block = static_cast<size_t>(s_.block), n_seen = std::min(of_slots.size(), mass.size() * block);
     for (size_t slot = 0; slot < n_seen; ++slot) mass[slot / block] += of_slots[slot];
-    double total = 0;
-    for (const float x : mass) total += double{x};
-    return top_p_count(mass, (s_.gamma - kTolerance) * total);
+    return mass;
   }
 
   void select_head(const Site& site, int32_t head, std::span<const float> proxy, HeadLists& lists) const {
     const KvHead& kv = kv_head_of(site, head);
     const int32_t n_block = ceil_div(visible_slots(kv, site.limit.back()), s_.block);
-    const int64_t k = budget(site, head, n_block);
+    const std::vector<float> mass = last_mass(site, head, n_block);
+    const double total = std::accumulate(mass.begin(), mass.end(), 0.0);
+    const int64_t k = top_p_count(mass, (s_.gamma - kTolerance) * total);  // blocks that hold gamma of it
     std::vector<float> scores;
     for (int64_t row = 0; row < site.q.n_rows; row += s_.block) {
       const int64_t last_row = std::min<int64_t>(row + s_.block, site.q.n_rows) - 1;
@@ -93,8 +94,13 @@ class ProxyAttn final : public Selector {
       const int64_t n_forced = last - first + (first > 0 ? 2 : 1);
       const int64_t wanted = s_.literal ? k : ceil_div(k * (last + 1), n_block);
       const int64_t least = std::max<int64_t>(n_forced, ceil_div(s_.min_budget, s_.block));
-      for (const int32_t block : top_k(scores, std::max(wanted, least))) lists.block_begin.push_back(block * s_.block);
+      double kept = 0;
+      for (const int32_t block : top_k(scores, std::max(wanted, least))) {
+        lists.block_begin.push_back(block * s_.block);
+        kept += double{mass[static_cast<size_t>(block)]};
+      }
       lists.end_block();
+      if (last_row + 1 == site.q.n_rows) lists.kept.add(kept / total);
     }
   }
 

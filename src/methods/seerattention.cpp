@@ -128,21 +128,24 @@ class SeerAttention final : public Selector {
   // The best n of the blocks (0: those above the threshold), and from `own` on all.
   void push(std::span<float> scores, int32_t own, size_t n, HeadLists& lists) const {
     const auto end = static_cast<int32_t>(scores.size());
-    const auto add = [&](int32_t block) { lists.block_begin.push_back(block * kBlock); };
-    if (n == 0) {
-      const float most = *std::max_element(scores.begin(), scores.end());
-      float sum = 0;
-      for (float& score : scores) sum += score = std::exp(score - most);
-      const auto bound = static_cast<float>(s_.threshold) * sum;
-      for (int32_t block = 0; block < own; ++block) {
-        if (scores[static_cast<size_t>(block)] > bound) add(block);
-      }
-    } else {
-      for (const int32_t block : top_k(scores, static_cast<int64_t>(n))) {
-        if (block < own) add(block);
-      }
+    std::vector<int32_t> best;  // by the scores themselves: probabilities may be rounded to 0
+    if (n > 0) best = top_k(scores, static_cast<int64_t>(n));
+    const float most = *std::max_element(scores.begin(), scores.end());
+    float sum = 0, kept = 0;
+    for (float& score : scores) sum += score = std::exp(score - most);
+    const auto add = [&](int32_t block) {
+      lists.block_begin.push_back(block * kBlock);
+      kept += scores[static_cast<size_t>(block)];
+    };
+    const auto bound = static_cast<float>(s_.threshold) * sum;
+    for (int32_t block = 0; n == 0 && block < own; ++block) {
+      if (scores[static_cast<size_t>(block)] > bound) add(block);
+    }
+    for (const int32_t block : best) {
+      if (block < own) add(block);
     }
     for (int32_t block = own; block < end; ++block) add(block);
+    lists.kept.add(double{kept / sum});
     lists.end_block();
   }
 

@@ -74,17 +74,19 @@ struct Voted {
   int32_t begin = 0;
   std::vector<float> mass;            // [n_block * kBlock]
   std::vector<double> concentration;  // [n_block]
+  double total = 0;                   // votes for all slots, these blocks' or not
 };
 
 Voted vote(const Site& site, int32_t kv_head, int32_t begin, int32_t end, int64_t n_votes) {
   const int32_t group = site.q.n_head / static_cast<int32_t>(site.kv.heads.size());
-  Voted voted{.begin = begin, .mass = {}, .concentration = {}};
+  Voted voted{.begin = begin, .mass = {}, .concentration = {}, .total = 0};
   const int32_t n = std::max(0, end - begin) / kBlock * kBlock;
   if (n == 0) return voted;
   std::vector<float> paid(static_cast<size_t>(site.kv.heads[static_cast<size_t>(kv_head)].n_slots));
   for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     add_mass(site.ops, last_rows(site, std::min(n_votes, site.q.n_rows)), head, paid);
   }
+  voted.total = std::accumulate(paid.begin(), paid.end(), 0.0);
   voted.mass.assign(paid.begin() + begin, paid.begin() + begin + n);
   for (size_t at = 0; at < voted.mass.size(); at += kBlock) {
     voted.concentration.push_back(concentration(std::span(voted.mass).subspan(at, kBlock)));
@@ -140,6 +142,18 @@ struct State {
   int32_t n_core(int32_t index) const { return heads[static_cast<size_t>(index)].n_core; }
 };
 
+// The share of the votes that went to the core and to slots from `window_begin` on.
+double share_of_core(const Voted& voted, std::span<const int32_t> core, int32_t window_begin) {
+  if (voted.mass.empty()) return 1;
+  const auto n_old = std::clamp<int64_t>(window_begin - voted.begin, 0, std::ssize(voted.mass));
+  double lost = std::accumulate(voted.mass.begin(), voted.mass.begin() + n_old, 0.0);
+  for (const int32_t slot : core) {
+    if (slot >= voted.begin && slot < voted.begin + n_old)
+      lost -= double{voted.mass[static_cast<size_t>(slot - voted.begin)]};
+  }
+  return 1 - lost / voted.total;
+}
+
 class Core final : public Selector {
  public:
   explicit Core(std::shared_ptr<const State> state) : state_(std::move(state)) {}
@@ -161,6 +175,8 @@ class Core final : public Selector {
       };
       const std::vector<int32_t> core = core_of(voted, state_->shares_of(index), state_->settings.sinks);
       push_set_and_near<kRows, kBlock>(site, own, core, window_begin, lists[static_cast<size_t>(head)]);
+      lists[static_cast<size_t>(head)].kept.add(
+          share_of_core(voted, core, window_begin((site.q.n_rows - 1) / kRows * kRows)));
     });
     Selection selection = join_lists(lists, kRows, kBlock);
     selection.group = site.q.n_head / static_cast<int32_t>(kv.size());

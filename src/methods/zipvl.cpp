@@ -18,6 +18,7 @@
 //   8,192 tokens: dense 21.2 s, all_rows=1 19.7 s, all_rows=0 19.2 s.
 // - Half of the probes are the last rows, as in the paper; the others lie at even distances from a fixed offset instead
 //   of at random, so that a run can be repeated.
+// - The estimated mass is what the probes, whether they attend or not, spend on important tokens.
 // - Probabilities are averaged over heads. Where kv heads hold different slots, each kv head has a set of its own.
 // - The last token is always important, and so are the first `protect` tokens, none unless asked for.
 // - The cache drops unimportant rows (the paper's second version; the first stores them in fewer bits). A layer whose
@@ -106,8 +107,9 @@ class Probes {
   std::vector<ProbeArgs> views_;
 };
 
-// One set for all kv heads where these hold the same slots, else one for each. -> [1 or n_kv_head]
-std::vector<std::vector<int32_t>> important_sets(const Site& site, const Settings& settings) {
+// One set for all kv heads where these hold the same slots, else one for each; and the share of the probes' mass that
+// lies in them. -> [1 or n_kv_head]
+std::vector<std::vector<int32_t>> important_sets(const Site& site, const Settings& settings, MassEstimate& kept) {
   const std::span<const KvHead> kv = site.kv.heads;
   const auto group = static_cast<size_t>(site.q.n_head) / kv.size();
   const Probes probes(site, settings.probes);
@@ -136,6 +138,9 @@ std::vector<std::vector<int32_t>> important_sets(const Site& site, const Setting
     // Rows that see a slot see those before it.
     for (size_t slot = mass.seen.size() - 1; slot-- > 0;) mass.seen[slot] += mass.seen[slot + 1];
     sets[set] = important(mass, settings);
+    double in_set = 0;
+    for (const int32_t slot : sets[set]) in_set += double{mass.sum[static_cast<size_t>(slot)]};
+    kept.add(in_set / mass.total);
   }
   return sets;
 }
@@ -154,7 +159,8 @@ class Important final : public Selector {
   Selection select(const Site& site) override {
     if (site.q.n_rows <= 1 || state_->settings.tau >= 1) return {};
     std::vector<std::vector<int32_t>>& sets = state_->sets[site.layer];
-    sets = important_sets(site, state_->settings);
+    MassEstimate kept;
+    sets = important_sets(site, state_->settings, kept);
     if (all_important(site, sets)) return {};
     std::vector<int32_t> rows;
     if (!state_->settings.all_rows) rows = attending(site, sets);
@@ -169,6 +175,7 @@ class Important final : public Selector {
         push_set_and_rows(site, kv, set, rows, lists[head]);
       }
     }
+    lists.front().kept = kept;
     Selection selection = join_lists(lists, kRows, kBlock);
     if (std::ssize(rows) < site.q.n_rows) selection.rows = std::move(rows);
     return selection;
@@ -242,7 +249,8 @@ class ImportantCache final : public Compressor {
       }
       return true;
     }();
-    if (!fits) sets = important_sets(site, state_->settings);
+    MassEstimate not_wanted;
+    if (!fits) sets = important_sets(site, state_->settings, not_wanted);
     KvEdit edit;
     for (size_t i = 0; i < kv.size(); ++i) {
       const std::vector<int32_t>& set = sets[i % sets.size()];

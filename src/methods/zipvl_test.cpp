@@ -175,6 +175,10 @@ TEST(ZipVl, RowsSeeTheImportantTokensOfThePlainFormulas) {
       const Reference want = reference(fixture, probe_rows(shape.n_q, 60), tau, 0, shape.n_head);
       EXPECT_LT(want.p, shape.n_k);
       expect_rows(selection, fixture, {want.important});
+      double kept = 0;
+      for (const int slot : want.important) kept += want.sum[static_cast<size_t>(slot)];
+      EXPECT_NEAR(selection.estimated_mass.value(), kept / std::accumulate(want.sum.begin(), want.sum.end(), 0.0),
+                  1e-4);
       expect_selection(selection, fixture, 0, want.important);
       const std::string all_rows = fmt::format("zipvl(tau={}, probes=60, all_rows=1)", tau);
       expect_all_rows(make_method(all_rows, fixture.method_shape()).selector->select(site), fixture, 0, want.important);

@@ -47,7 +47,7 @@ class Help(Case):
 
 class Run(Case):
     KEYS = ("model method device threads answer finish n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density "
-            "recall select_share decode_select_share kv_bytes peak_bytes").split()
+            "recall estimated_mass select_share decode_select_share kv_bytes peak_bytes").split()
 
     def test_streams_an_answer(self):
         for architecture in ("llama", "qwen2", "gemma3"):
@@ -85,6 +85,17 @@ class Run(Case):
         done = winnow("run", "-m", model(), "--raw", "-f", path("text.txt"), "-n", 4, "--stats", "--method",
                       "powerattention(block=64, window=1, full=0)")
         self.assertRegex(done.stderr.decode(), r"answered at .* \(selecting .*%\), density .*%, recall .*%, selecting ")
+
+    def test_estimated_mass(self):
+        base = ("run", "-m", model(), "--raw", "-f", path("text.txt"), "-n", 2)
+        (row,) = self.lines(*base)
+        self.assertEqual(row["estimated_mass"], 1.0)
+        (row,) = self.lines(*base, "--method", "streaming_llm(min_len=0, window=256)")
+        self.assertIsNone(row["estimated_mass"])  # a fixed pattern estimates nothing
+        xattention = ("--method", "xattention(min_len=0, threshold=0.7)")
+        (row,) = self.lines(*base, *xattention)
+        self.assertTrue(0.7 <= row["estimated_mass"] < 1, row)
+        self.assertRegex(winnow(*base, "--stats", *xattention).stderr.decode(), r"recall .*%, estimated .*%, selecting ")
 
     def test_stop_text_ends_the_answer(self):
         (free,) = self.lines("run", "-m", model(), "--raw", "-p", "Hello", "-n", 12)
@@ -181,8 +192,8 @@ class Chat(Case):
 
 
 class Compare(Case):
-    KEYS = ("model method answer n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density recall select_share "
-            "decode_select_share kv_bytes peak_bytes agreement kl").split()
+    KEYS = ("model method answer n_prompt n_gen ttft_s prefill_tok_s decode_tok_s density recall "
+            "estimated_mass select_share decode_select_share kv_bytes peak_bytes agreement kl").split()
 
     def test_dense_first_then_each_method(self):
         rows = self.lines("compare", "-m", model(), "-f", path("text.txt"), "-p", "What?", "-n", 6, "--method", "dense",

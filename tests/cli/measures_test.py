@@ -13,7 +13,7 @@ from program import Case, model, path, read, setUpModule, tearDownModule, winnow
 
 class Bench(Case):
     KEYS = ("model method device threads n_prompt n_gen depth prefill_tok_s decode_tok_s ttft_s density recall "
-            "select_share decode_select_share kv_bytes peak_bytes").split()
+            "estimated_mass select_share decode_select_share kv_bytes peak_bytes").split()
 
     def test_a_line_for_each_length_depth_and_method(self):
         rows = self.lines("bench", "-m", model(), "--prompt", "64,128", "--gen", 4, "--depth", "0,64", "--reps", 1,
@@ -34,6 +34,8 @@ class Bench(Case):
             self.assertEqual(row["model"], "tiny (random weights)")
             self.assertGreater(row["decode_tok_s"], 0)
         self.assertLess(rows[-1]["density"], 0.9)
+        self.assertEqual(rows[0]["estimated_mass"], 1.0)
+        self.assertTrue(0.3 < rows[-1]["estimated_mass"] <= 1, rows[-1])
         self.assertIn("llama-3-8b", self.good("bench", "--help"))
         self.refused("bench", "--shape", "tiny", says=["--shape", "--random-weights"], code=2)
         self.refused("bench", "--random-weights", says=["--shape", "--random-weights"], code=2)

@@ -20,6 +20,11 @@ double sampled_recall(const RunStats& stats) {
   return unknown ? std::numeric_limits<double>::quiet_NaN() : stats.recall();
 }
 
+double estimated_mass(const RunStats& stats) {
+  const bool unknown = stats.estimate_n == 0 && stats.counts.density() < 1;
+  return unknown ? std::numeric_limits<double>::quiet_NaN() : stats.estimated_mass();
+}
+
 Figures measure(Engine& engine, const Sequence& sequence, const Generated& answer) {
   const RunStats& stats = sequence.stats();
   Figures figures;
@@ -30,6 +35,7 @@ Figures measure(Engine& engine, const Sequence& sequence, const Generated& answe
   figures.decode_tok_s = rate(stats.n_decode, stats.decode_s);
   figures.density = stats.counts.density();
   figures.recall = sampled_recall(stats);
+  figures.estimated_mass = estimated_mass(stats);
   figures.kv_bytes = static_cast<int64_t>(sequence.bytes());
   figures.peak_bytes = engine.device().memory().peak();
   figures.select_share = stats.select_share();
@@ -45,6 +51,7 @@ void add_figures(Json& line, const Figures& figures) {
                {"decode_tok_s", figures.decode_tok_s},
                {"density", figures.density},
                {"recall", figures.recall},
+               {"estimated_mass", figures.estimated_mass},
                {"select_share", figures.select_share},
                {"decode_select_share", figures.decode_select_share},
                {"kv_bytes", figures.kv_bytes},
@@ -59,6 +66,7 @@ std::string sentence(const Figures& figures) {
   }
   std::string density = human_share(figures.density);
   if (figures.recall < 1) density += fmt::format(", recall {}", human_share(figures.recall));
+  if (figures.estimated_mass < 1) density += fmt::format(", estimated {}", human_share(figures.estimated_mass));
   if (figures.select_share > 0) density += fmt::format(", selecting {}", human_share(figures.select_share));
   return fmt::format("{} tokens read in {} ({} tok/s), {}, density {}, KV {}", human_count(figures.n_prompt),
                      human_seconds(figures.ttft_s), human_rate(figures.prefill_tok_s), answered, density,

@@ -60,6 +60,7 @@ Selection CudaDevice::on_device(const Selection& selection) {
   moved.group = selection.group;
   moved.n_block_q = selection.n_block_q;
   moved.rows = selection.rows;
+  moved.estimated_mass = selection.estimated_mass;
   moved.on_device = std::move(made);
   return moved;
 }

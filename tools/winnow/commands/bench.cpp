@@ -95,8 +95,8 @@ double median(std::vector<double> values) {
 
 struct Row {
   int n_prompt = 0, depth = 0;
-  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, recall = 1, select_share = 0,
-         decode_select_share = 0;
+  double prefill_tok_s = 0, decode_tok_s = NAN, ttft_s = 0, density = 1, recall = 1, estimated_mass = 1,
+         select_share = 0, decode_select_share = 0;
   int64_t kv_bytes = 0, peak_bytes = 0;
 };
 
@@ -156,6 +156,7 @@ class Bench {
       select.push_back(sequence.stats().select_share());
       row.density = sequence.stats().counts.density();
       row.recall = sampled_recall(sequence.stats());
+      row.estimated_mass = estimated_mass(sequence.stats());
       row.kv_bytes = static_cast<int64_t>(sequence.bytes());
       row.peak_bytes = std::max(row.peak_bytes, engine_.device().memory().peak());
     }
@@ -184,6 +185,7 @@ Json to_json(const Loaded& loaded, const Options& options, const Policy& policy,
           {"ttft_s", row.ttft_s},
           {"density", row.density},
           {"recall", row.recall},
+          {"estimated_mass", row.estimated_mass},
           {"select_share", row.select_share},
           {"decode_select_share", row.decode_select_share},
           {"kv_bytes", row.kv_bytes},
@@ -193,8 +195,8 @@ Json to_json(const Loaded& loaded, const Options& options, const Policy& policy,
 void add_row(Table& table, const Policy& policy, const Row& row) {
   table.add({policy.name(), human_count(row.depth), human_count(row.n_prompt), human_rate(row.prefill_tok_s),
              human_rate(row.decode_tok_s), human_seconds(row.ttft_s), human_share(row.density), human_share(row.recall),
-             human_share(row.select_share), human_bytes(static_cast<double>(row.kv_bytes)),
-             human_bytes(static_cast<double>(row.peak_bytes))});
+             human_share(row.estimated_mass), human_share(row.select_share),
+             human_bytes(static_cast<double>(row.kv_bytes)), human_bytes(static_cast<double>(row.peak_bytes))});
 }
 
 using Contestants = std::vector<std::vector<std::string>>;  // methods that work together
@@ -221,7 +223,7 @@ void run_lengths(const Loaded& loaded, const Options& options, Tuner& tuner, con
                  std::span<const int32_t> tokens) {
   Engine& engine = *loaded.engine;
   Table table({"method", "depth", "prompt", "read tok/s", "write tok/s", "first token", "density", "recall",
-               "selecting", "KV", "peak"});
+               "estimated", "selecting", "KV", "peak"});
   std::string targets;
   const std::span<const int> prompts = options.prompts;
   const size_t step = tuner.wanted() ? 1 : prompts.size();

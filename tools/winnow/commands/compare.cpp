@@ -106,15 +106,15 @@ void print_result(const Contest& contest, const Tuner& tuner, const Result& resu
 }
 
 void print_results(const Contest& contest, const Tuner& tuner, const std::vector<Result>& results) {
-  Table table({"method", "first token", "read tok/s", "write tok/s", "density", "recall", "selecting", "KV", "peak",
-               "agreement", "KL"});
+  Table table({"method", "first token", "read tok/s", "write tok/s", "density", "recall", "estimated", "selecting",
+               "KV", "peak", "agreement", "KL"});
   for (const Result& result : results) {
     const Figures& figures = result.figures;
     table.add({result.method, human_seconds(figures.ttft_s), human_rate(figures.prefill_tok_s),
                human_rate(figures.decode_tok_s), human_share(figures.density), human_share(figures.recall),
-               human_share(figures.select_share), human_bytes(static_cast<double>(figures.kv_bytes)),
-               human_bytes(static_cast<double>(figures.peak_bytes)), human_share(result.agreement),
-               fmt::format("{:.4f}", result.kl)});
+               human_share(figures.estimated_mass), human_share(figures.select_share),
+               human_bytes(static_cast<double>(figures.kv_bytes)), human_bytes(static_cast<double>(figures.peak_bytes)),
+               human_share(result.agreement), fmt::format("{:.4f}", result.kl)});
   }
   fmt::print("{} on a prompt of {} tokens\n\n", model_name(contest.loaded), human_count(std::ssize(contest.prompt)));
   for (const Result& result : results) fmt::print("{}:\n{}\n\n", result.method, result.answer.text);
