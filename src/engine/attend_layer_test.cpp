@@ -51,7 +51,7 @@ TEST(AttendLayer, RowsThatDoNotAttendGetNothing) {
   const Selection selection = near_slots(site, rows);
   ASSERT_EQ(test::malformed(selection, fixture.site(test::ref_ops())),
             "rows range, or the last one does not attend");  // which the engine does not mind
-  const std::vector<float> want = attend(site, selection);  // by one call of the same kernel
+  const std::vector<float> want = attend(site, selection);   // by one call of the same kernel
 
   AttnCounts counts;
   int n_piece = 0;
