@@ -101,6 +101,18 @@ TEST_F(CudaEngine, StreamingEqualsRef) {
   EXPECT_LT(relative_distance(logits(there, {spec}, 640, 5), logits(here, {spec}, 640, 5)), kBound);
 }
 
+// No scores decide who attends here: the first 300 tokens and the last one.
+TEST_F(CudaEngine, RowsThatDoNotAttendEqualRef) {
+  const TinyEngine here("qwen3", {}, "ref"), there("qwen3", {}, "cuda");
+  const std::string spec = "zipvl(min_len=0, tau=0, protect=300, all_rows=0)";
+  EXPECT_LT(relative_distance(logits(there, {spec}, 640, 5), logits(here, {spec}, 640, 5)), kBound);
+  Sequence a = here.start({spec}), b = there.start({spec});
+  here->prefill(a, random_tokens(640));
+  there->prefill(b, random_tokens(640));
+  EXPECT_EQ(b.stats().counts.permitted, a.stats().counts.permitted);
+  EXPECT_EQ(b.stats().counts.computed, a.stats().counts.computed);
+}
+
 TEST_F(CudaEngine, EvictionKeepsTheBudget) {
   const TinyEngine tiny("llama", {}, "cuda");
   Sequence sequence = tiny.start({"snapkv(budget=300, adaptive=0)"});
