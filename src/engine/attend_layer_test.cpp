@@ -167,7 +167,7 @@ TEST_P(RowsTest, ASecondTurnAndPackedPromptsAreAsAlone) {
     }
     for (const float value : got) ASSERT_TRUE(std::isfinite(value));
     EXPECT_LT(a.stats().counts.density(), 0.9);
-    if (want.empty()) want = std::move(got);
+    if (want.empty()) want = got;
     if (packed && GetParam() == Schedule::layer_major) {
       EXPECT_LT(relative_distance(got, want), 1e-4);
     }
