@@ -165,6 +165,7 @@ const MethodInfo& method_dhsa() {
       .parts = "selector",
       .neutral = "dhsa(budget=1000000000)",
       .params = kParams,
+      .gpu_min_len = 16384,
       .knob = {.param = "budget", .dense = 32768, .sparse = 512, .geometric = true},
       .texts = kTexts,
       .make = make,
