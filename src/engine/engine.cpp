@@ -72,7 +72,12 @@ Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, con
 
 MethodShape Engine::method_shape() const {
   const ModelShape& shape = model_->shape();
-  return {shape.n_layer, shape.n_head, shape.n_head_kv, shape.head_dim, shape.architecture};
+  return {.n_layer = shape.n_layer,
+          .n_head = shape.n_head,
+          .n_head_kv = shape.n_head_kv,
+          .head_dim = shape.head_dim,
+          .architecture = shape.architecture,
+          .on_gpu = !device_->memory_is_host()};
 }
 
 int32_t Engine::n_ctx() const {

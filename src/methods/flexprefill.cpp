@@ -88,6 +88,7 @@ const MethodInfo& method_flexprefill() {
       .parts = "selector",
       .neutral = "flexprefill(gamma=1.01, min_budget=1)",
       .params = kParams,
+      .gpu_min_len = 16384,
       .knob = {.param = "gamma", .dense = 0.99, .sparse = 0.5},
       .texts = {},
       .make = make,

@@ -20,6 +20,8 @@
 // - decode=1 is the paper's sparse decode, for every mode: a new token of a sparse layer sees sinks and window. The
 //   cache keeps the rest all the same.
 // - The rows' RoPE is undone, since nobody keeps queries of before.
+// - min_len: up to 2,304 tokens sinks and window are everything; with every second layer sparse 3,072 tokens were read
+//   5 % faster than densely (the 1.5B on two cores), and the router took 1 %.
 // - Sliding-window layers and layers without a router in the file stay as they are.
 #include <cmath>
 #include <map>

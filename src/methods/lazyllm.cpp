@@ -18,6 +18,8 @@
 //   pairs each, instead of 24; steps 20 to 32 from 45 to 280. Of the 17,600 pairs that prefill saved 12,800 were spent
 //   after 32 tokens; revive=0 spends none.
 // - A prompt is read layer-major whatever the engine's schedule: the score needs the prompt's last row.
+// - Prefill gains at any length (the 1.5B on two cores: 523 tokens a second against 412 with 256, 691 against 508 with
+//   2,048), so min_len is no break-even: it spares prompts on which there is little time to save.
 // - revive=0 is the static pruning that the paper compares with: decode leaves the tokens where they stopped.
 #include <cmath>
 

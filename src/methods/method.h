@@ -20,6 +20,7 @@ namespace winnow {
 struct MethodShape {
   int32_t n_layer = 0, n_head = 0, n_head_kv = 0, head_dim = 0;
   std::string_view architecture{};  // as its file calls it; the model's own text
+  bool on_gpu = false;              // where it runs: break-evens differ
 };
 
 /// One layer of one sequence at one step, after its rows were appended to the cache. In layer-major prefill q holds
@@ -108,6 +109,9 @@ struct WeightTensor {
   bool per_layer = true;       // false: one serves all layers, under its plain name
 };
 
+/// As a break-even: at no length that was measured did the method gain.
+inline constexpr int32_t kNeverGains = 1000000000;
+
 struct MethodInfo {
   std::string_view name;
   std::string_view title;  // one line for people
@@ -119,6 +123,7 @@ struct MethodInfo {
   // then drops nothing. Its initial value is the break-even that was measured; the engine looks at it, the method need
   // not.
   std::span<const ParamInfo> params;
+  int32_t gpu_min_len = 0;                  // the break-even of GPUs, above 0 where it was measured to be another one
   Knob knob{};                              // of a selector; see knob.h
   std::span<const std::string_view> texts;  // parameters that are texts: paths of files
   Method (*make)(const Params& params, const MethodShape& shape) = nullptr;

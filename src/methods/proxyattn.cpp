@@ -149,6 +149,7 @@ const MethodInfo& method_proxyattn() {
       .parts = "selector",
       .neutral = "proxyattn(gamma=1)",
       .params = kParams,
+      .gpu_min_len = 32768,
       .knob = {.param = "gamma", .dense = 0.99, .sparse = 0.5},
       .texts = {},
       .make = make,

@@ -1,5 +1,7 @@
 #include "methods/roster.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace winnow {
@@ -11,17 +13,22 @@ std::string known_methods() {
   return names;
 }
 
+bool given(const Spec& spec, std::string_view name) {
+  return std::any_of(spec.arguments.begin(), spec.arguments.end(),
+                     [name](const auto& argument) { return argument.first == name; });
+}
+
+// The length from which on the method is asked: the user's, or the one that was measured on this kind of device.
+int32_t min_len(const Spec& spec, const MethodInfo& info, const Params& params, const MethodShape& shape) {
+  const bool measured_apart = shape.on_gpu && info.gpu_min_len > 0 && !given(spec, "min_len");
+  return measured_apart ? info.gpu_min_len : params.whole("min_len");
+}
+
 // The spec without superfluous blanks, parameters in the order of the method's own list.
 std::string canonical(const Spec& spec, const MethodInfo& info, const Params& params) {
-  const auto given = [&](std::string_view name) {
-    for (const auto& [key, value] : spec.arguments) {
-      if (key == name) return true;
-    }
-    return false;
-  };
   std::string arguments;
   const auto add = [&](std::string_view name, const std::string& value) {
-    if (given(name)) arguments += fmt::format("{}{}={}", arguments.empty() ? "" : ", ", name, value);
+    if (given(spec, name)) arguments += fmt::format("{}{}={}", arguments.empty() ? "" : ", ", name, value);
   };
   for (const ParamInfo& param : info.params) add(param.name, fmt::format("{}", params.number(param.name)));
   for (const std::string_view text : info.texts) add(text, params.text(text));
@@ -61,11 +68,11 @@ Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : s
     if (info.parts.empty()) takers.plain = info.name;
     if (method.selector != nullptr) {
       take(takers.selector, info.name, "select what prefill computes");
-      break_even_ = params.whole("min_len");
+      break_even_ = min_len(spec, info, params, shape);
     }
     if (method.pruner != nullptr) {
       take(takers.pruner, info.name, "drop tokens between layers");
-      prune_break_even_ = params.whole("min_len");
+      prune_break_even_ = min_len(spec, info, params, shape);
       if (method.pruner->revives()) takers.reviver = info.name;
     }
     if (method.compressor != nullptr) takers.compressor = info.name;

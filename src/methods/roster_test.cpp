@@ -65,6 +65,13 @@ TEST(Policy, MakesFreshMethodsInTheOrderGiven) {
 TEST(Policy, BreakEvenIsTheSelectorsMinLen) {
   const std::vector<std::string> both = {"streaming_llm(min_len=777)"};
   EXPECT_EQ(Policy(both, kShape).break_even(), 777);
+  MethodShape gpu = kShape;
+  gpu.on_gpu = true;
+  const auto on_gpu = [&](const std::string& spec) { return Policy(std::vector{spec}, gpu).break_even(); };
+  EXPECT_EQ(on_gpu("flexprefill"), find_method("flexprefill").gpu_min_len);
+  EXPECT_EQ(on_gpu("zipvl"), kNeverGains);
+  EXPECT_EQ(on_gpu("zipvl(min_len=777)"), 777);
+  EXPECT_EQ(on_gpu("streaming_llm"), 0);
   const std::vector<std::string> cache_only = {"streaming_llm(prefill=0, min_len=777)"};
   EXPECT_EQ(Policy(cache_only, kShape).break_even(), 0);
 }

@@ -18,6 +18,8 @@
 // - Blocks of slots begin at multiples of 64 slots and blocks of rows at the first row that is read. Behind a prefix
 //   that is no multiple of 64 a block of rows straddles two of slots; chunks that are multiples of 64 change nothing
 //   but which rows are the last ones.
+// - min_len: with a quarter of the blocks (ratio=0.25) 1,024 tokens were read as fast as densely (534 tokens a second
+//   against 529, the 1.5B on two cores) and 2,048 faster (553 against 528); choosing takes 3 to 4 %.
 // - Sliding-window layers, layers without a gate in the file, and decode are dense.
 #include <cmath>
 

@@ -404,6 +404,7 @@ const MethodInfo& method_tca_attention() {
       .parts = "selector",
       .neutral = "tca_attention(window=1000000000)",
       .params = kParams,
+      .gpu_min_len = kNeverGains,
       .knob = {.param = "mu", .dense = 6, .sparse = 0},
       .texts = kTexts,
       .make = make,

@@ -70,6 +70,7 @@ const MethodInfo& method_xattention() {
       .parts = "selector",
       .neutral = "xattention(threshold=1)",
       .params = kParams,
+      .gpu_min_len = 16384,
       .knob = {.param = "threshold", .dense = 0.99, .sparse = 0.5},
       .texts = {},
       .make = make,

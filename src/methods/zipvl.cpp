@@ -335,6 +335,7 @@ const MethodInfo& method_zipvl() {
       .parts = "selector, compressor",
       .neutral = "zipvl(tau=1)",
       .params = kParams,
+      .gpu_min_len = kNeverGains,
       .knob = {.param = "tau", .dense = 0.999, .sparse = 0.8},
       .texts = {},
       .make = make,

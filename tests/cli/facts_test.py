@@ -58,6 +58,8 @@ class Facts(Case):
         self.assertIn("window", self.good("methods", "streaming_llm"))
         self.assertIn("--target-recall and --target-speedup turn gamma", self.good("methods", "flexprefill"))
         self.assertNotIn("--target", self.good("methods", "snapkv"))
+        self.assertIn("On a GPU min_len is 16384 unless", self.good("methods", "flexprefill"))
+        self.assertIn("no length that was measured", self.good("methods", "zipvl"))
         self.refused("methods", "magic", says=["magic", "flexprefill"])
 
     def test_kernels(self):

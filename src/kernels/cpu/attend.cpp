@@ -41,11 +41,11 @@ class Prefill {
     const size_t bytes = (kernel_.kv_bytes(n_slots, args_.q.head_dim) + 63) / 64 * 64;
     const auto fit = static_cast<int32_t>(kUnpackedBytes / std::max<size_t>(2 * bytes, 1));
     const int32_t at_once = std::clamp(fit, 1, n_kv_);
-    const Buffer unpacked(2 * bytes * static_cast<size_t>(at_once), &context_.memory);
+    context_.unpacked.reserve(2 * bytes * static_cast<size_t>(at_once));
     for (int32_t first = 0; first < n_kv_; first += at_once) {
       heads_.clear();
       for (int32_t h = first; h < std::min(first + at_once, n_kv_); ++h) {
-        std::byte* at = unpacked.data() + 2 * bytes * static_cast<size_t>(h - first);
+        std::byte* at = context_.unpacked.data() + 2 * bytes * static_cast<size_t>(h - first);
         const KvHead& kv = args_.kv.heads[static_cast<size_t>(h)];
         heads_.push_back({h,
                           visible_slots(kv, args_.limit, args_.q.n_rows, args_.window),

@@ -11,6 +11,8 @@ struct CpuContext {
   ThreadPool& pool;
   MemoryMeter& memory;
   CpuFeatures features;
+  /// Where a call of attention unpacks K and V; kept, so that the next one finds its pages in place.
+  Buffer unpacked{0, &memory};
 };
 
 }  // namespace winnow

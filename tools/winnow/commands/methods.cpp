@@ -34,6 +34,7 @@ Json to_json(const MethodInfo& method) {
           {"paper", method.paper},
           {"parts", method.parts},
           {"params", params},
+          {"gpu_min_len", method.gpu_min_len > 0 ? Json(method.gpu_min_len) : Json()},
           {"knob", knob_json(method.knob)},
           {"texts", std::vector<std::string>(method.texts.begin(), method.texts.end())},
           {"calibrates", method.calibrate != nullptr},
@@ -79,6 +80,12 @@ void print_method(const MethodInfo& method) {
         {std::string(text), "none", "a file", method.calibrate != nullptr ? "what `winnow calibrate` wrote" : "path"});
   }
   fmt::print("\n{}", table.text());
+  if (method.gpu_min_len >= kNeverGains) {
+    fmt::print(
+        "\nOn a GPU it was faster than dense attention at no length that was measured: min_len=0 switches it on.\n");
+  } else if (method.gpu_min_len > 0) {
+    fmt::print("\nOn a GPU min_len is {} unless it is given.\n", method.gpu_min_len);
+  }
   if (method.weights != nullptr) print_weights(method);
   const Knob& knob = method.knob;
   if (knob.param.empty()) return;
