@@ -8,6 +8,7 @@
 #include <span>
 
 #include "attention/types.h"
+#include "kernels/cpu/antidiagonal_kernel.h"
 #include "kernels/cpu/cpu_features.h"
 
 namespace winnow::cpu {
@@ -93,6 +94,8 @@ struct AttendKernel {
   float (*max_of)(const float* x, int32_t n);  // n a multiple of 16
   /// x = 2^(x - max); returns the sum. n a multiple of 16.
   float (*exp2_of)(float* x, int32_t n, float max);
+
+  AntidiagonalKernel antidiagonals;
 };
 
 // In the order of preference; each is defined in its attend_NAME.cpp.

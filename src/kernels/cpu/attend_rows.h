@@ -3,6 +3,7 @@
 // Each row of K or V is unpacked in registers and used by all queries of its group.
 #pragma once
 
+#include "kernels/cpu/antidiagonal_tile.h"
 #include "kernels/cpu/attend_f32.h"
 #include "kernels/cpu/attend_stack.h"
 
@@ -270,8 +271,9 @@ inline float exp2_of(float* x, int32_t n, float max) {
   return sum_lanes(sum);
 }
 
-/// The table of a kernel whose prefill computes with `Math` and whose decode does with `Rows`.
-template <typename Math, typename Rows = FloatRows>
+/// The table of a kernel whose prefill computes with `Math`, whose decode does with `Rows`, and whose estimates by
+/// antidiagonals do with `Estimate`, in which pieces of a vector join to a longer one.
+template <typename Math, typename Rows = FloatRows, typename Estimate = Math>
 constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFeatures&)) {
   return {.name = name,
           .runs_on = runs_on,
@@ -289,7 +291,8 @@ constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFe
           .row_bytes = &row_scratch_bytes,
           .shape_logits = &shape_logits,
           .max_of = &max_of,
-          .exp2_of = &exp2_of};
+          .exp2_of = &exp2_of,
+          .antidiagonals = make_antidiagonals<Estimate>()};
 }
 
 }  // namespace
