@@ -6,6 +6,7 @@
 #include "kernels/cpu/antidiagonal_tile.h"
 #include "kernels/cpu/attend_f32.h"
 #include "kernels/cpu/attend_stack.h"
+#include "kernels/cpu/best_products.h"
 
 namespace winnow::cpu {
 namespace {
@@ -283,6 +284,10 @@ constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFe
           .unpack_v = &Math::unpack_v,
           .scratch_bytes = &attend_bytes<Math>,
           .attend_tiles = &attend_tiles<Math>,
+          .packed_bytes = &BestProducts<Math>::packed_bytes,
+          .pack_rows = &BestProducts<Math>::pack_rows,
+          .best_bytes = &BestProducts<Math>::scratch_bytes,
+          .best_products = &BestProducts<Math>::find,
           .lanes = kLanes,
           .query_bytes = &Rows::query_bytes,
           .pack_query = &Rows::pack_query,

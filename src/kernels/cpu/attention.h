@@ -1,6 +1,6 @@
 // The attention verbs of class Ops on the CPU; arguments and results are those of attention/ops.h.
-// `attend`, `merge` and `antidiagonal_scores` spread their work over the context's threads. The others run on the
-// calling thread, because methods call them from inside for_each.
+// `attend`, `merge`, `antidiagonal_scores` and `select_tree` spread their work over the context's threads. The others
+// run on the calling thread, because methods call them from inside for_each.
 #pragma once
 
 #include <vector>
@@ -20,5 +20,7 @@ void score_blocks(CpuContext& context, const std::vector<float>& a, const std::v
                   float scale, std::vector<float>& scores);
 /// Spread over the context's threads. False, and nothing done, where the kernel cannot take such groups.
 bool antidiagonal_scores(CpuContext& context, const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores);
+/// The keys of all kv heads are unpacked for it; meant for many rows.
+Selection select_tree(CpuContext& context, Ops& ops, const TreeArgs& args);
 
 }  // namespace winnow::cpu

@@ -192,6 +192,10 @@ void CpuDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<st
   if (!cpu::antidiagonal_scores(context_, args, scores)) Ops::antidiagonal_scores(args, scores);
 }
 
+Selection CpuDevice::select_tree(const TreeArgs& args) {
+  return args.q.n_rows > 1 ? cpu::select_tree(context_, *this, args) : Ops::select_tree(args);
+}
+
 std::unique_ptr<LowBitScores> CpuDevice::low_bit_scores(const LowBitArgs& args) {
   return host_low_bit_scores(*this, args, true, cpu::low_bit_kernels(context_.features));
 }
