@@ -37,8 +37,8 @@ TEST_P(BestProductsTest, AreThoseOfPlainLoops) {
     }
     std::vector<float> values;
     ref::pool_keys(args.kv, 0, 1, values);
-    std::vector<int32_t> slots;
-    for (int32_t i = 0; i < 130; ++i) slots.push_back(i * 37 % 300);
+    std::vector<int32_t> slots(130);
+    for (int32_t i = 0; i < 130; ++i) slots[static_cast<size_t>(i)] = i * 37 % 300;
     for (const int32_t n_rows : {1, 17, 32, 50, 64}) {
       SCOPED_TRACE(fmt::format("{} rows={}", text, n_rows));
       const Buffer packed(kernel.packed_bytes(dim), nullptr), scratch(kernel.best_bytes(dim), nullptr);
