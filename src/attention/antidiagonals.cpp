@@ -124,27 +124,30 @@ Selection Ops::select_antidiagonals(const AntidiagonalArgs& args, double share) 
   const ProbeArgs& rows = args.rows;
   const auto group = static_cast<size_t>(rows.q.n_head) / rows.kv.heads.size();
   std::vector<HeadLists> lists(static_cast<size_t>(rows.q.n_head));
+  std::vector<std::vector<float>> scores;
+  antidiagonal_scores(args, scores);
   for_each(rows.q.n_head, [&](int64_t item, int) {
     const auto head = static_cast<size_t>(item);
     const auto block_of = [&](int64_t row) {
       return (visible_slots(rows.kv.heads[head / group], rows.limit[row]) - 1) / args.block;
     };
-    std::vector<float> scores;
-    antidiagonal_scores(args, static_cast<int32_t>(item), scores);
     const auto n_block = static_cast<size_t>(block_of(rows.q.n_rows - 1)) + 1;
     for (int64_t row = 0; row < rows.q.n_rows; row += args.block) {
       const int32_t last = block_of(std::min<int64_t>(row + args.block, rows.q.n_rows) - 1);
       const auto at = static_cast<size_t>(row / args.block) * n_block;
-      push_heaviest(std::span(scores).subspan(at, static_cast<size_t>(last) + 1), block_of(row), share, args.block,
-                    lists[head]);
+      push_heaviest(std::span(scores[head]).subspan(at, static_cast<size_t>(last) + 1), block_of(row), share,
+                    args.block, lists[head]);
     }
   });
   return join_lists(lists, args.block, args.block);
 }
 
-void Ops::antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores) {
+void Ops::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
   WINNOW_ASSERT(args.stride > 0 && args.block % args.stride == 0 && args.rows.q.n_rows > 0);
-  Antidiagonals(*this, args, head).run(scores);
+  scores.resize(static_cast<size_t>(args.rows.q.n_head));
+  for_each(args.rows.q.n_head, [&](int64_t head, int) {
+    Antidiagonals(*this, args, static_cast<int32_t>(head)).run(scores[static_cast<size_t>(head)]);
+  });
 }
 
 }  // namespace winnow

@@ -161,10 +161,10 @@ class Ops {
   /// a slot group is the mean of the logits on the antidiagonal of their tile (row i with slot stride - 1 - i), what is
   /// missing of the last groups counting as 0; softmax runs over the slot groups that begin where the row group's last
   /// row sees; a block's score is the sum of its probabilities. Biases of slots are not looked at.
-  /// -> [ceil(n_rows / block), ceil(n_seen / block)] of query head `head`, where the last row sees n_seen slots; a row
-  /// of blocks sums to its number of row groups. The default multiplies with score_blocks, about 1 / stride of the work
-  /// of q k^T, and holds one head's keys in float32.
-  virtual void antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores);
+  /// -> [n_head] of [ceil(n_rows / block), ceil(n_seen / block)], where the last row sees n_seen slots; a row of blocks
+  /// sums to its number of row groups. The default multiplies with score_blocks, about 1 / stride of the work of
+  /// q k^T, and holds the keys of a head for each thread in float32.
+  virtual void antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores);
 
   /// Lists of the blocks that antidiagonal_scores weighs heaviest, for all heads: of each block of rows the first block
   /// and those of the rows themselves, and of the others the heaviest until all together hold `share` of what it

@@ -3,6 +3,8 @@
 // until chunks are single key blocks.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "attention/lists.h"
@@ -16,5 +18,19 @@ struct TreeWindow {
 };
 /// Sinks and what was found as columns, the window as blocks from its begin on; ends the list.
 void push_found(const TreeArgs& args, const std::vector<int32_t>& found, const TreeWindow& window, HeadLists& lists);
+
+/// Scores of keys for the rows that search, of one query head.
+class TreeScores {
+ public:
+  virtual ~TreeScores() = default;
+  /// From now on these rows search: those of a block that are scored. [at most kTreeBlock, n_head, head_dim]
+  virtual void begin(const HeadsView& rows) = 0;
+  /// best[i] = the largest product of any of them with the key of slots[i], times any positive number.
+  virtual void score(std::span<const int32_t> slots, std::vector<float>& best) = 0;
+};
+
+/// select_tree by the scores that `make` makes for a query head, on the thread that searches.
+Selection select_tree_by(Ops& ops, const TreeArgs& args,
+                         const std::function<std::unique_ptr<TreeScores>(int32_t head)>& make);
 
 }  // namespace winnow

@@ -84,9 +84,10 @@ TEST(Antidiagonals, ScoresAreThoseOfThePlainFormulas) {
     const Site site = fixture.site(ref_ops());
     const ProbeArgs rows = {.q = site.q, .kv = site.kv, .limit = site.limit.data(), .scale = site.scale};
     for (const auto& [stride, block] : {std::pair{16, 128}, {8, 64}, {1, 64}, {64, 64}}) {
+      std::vector<std::vector<float>> all;
+      ref_ops().antidiagonal_scores({rows, stride, block}, all);
       for (int32_t head = 0; head < shape.n_head; ++head) {
-        std::vector<float> scores;
-        ref_ops().antidiagonal_scores({rows, stride, block}, head, scores);
+        const std::vector<float>& scores = all[static_cast<size_t>(head)];
         const Matrix expected = block_scores(fixture, head, stride, block);
         ASSERT_EQ(scores.size(), expected.size() * expected[0].size());
         for (size_t i = 0; i < scores.size(); ++i) {
@@ -102,9 +103,10 @@ TEST(Antidiagonals, ScoresAreThoseOfThePlainFormulas) {
 TEST(Antidiagonals, StrideOneIsTheAttentionOfBlocks) {
   SiteFixture fixture({.n_q = 130, .n_k = 200}, 42);
   const Site site = fixture.site(ref_ops());
-  std::vector<float> scores;
+  std::vector<std::vector<float>> all;
   ref_ops().antidiagonal_scores({{.q = site.q, .kv = site.kv, .limit = site.limit.data(), .scale = site.scale}, 1, 64},
-                                1, scores);
+                                all);
+  const std::vector<float>& scores = all[1];
   std::vector<double> expected(3 * 4);
   for (int32_t row = 0; row < 130; ++row) {
     const std::vector<double> p = fixture.probabilities(row, 1);

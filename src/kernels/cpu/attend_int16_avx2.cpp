@@ -248,6 +248,6 @@ struct MathInt16 {
 }  // namespace
 
 constinit const AttendKernel kAttendInt16 =
-    make_kernel<MathInt16>("avx2_int16", [](const CpuFeatures& features) { return features.avx2; });
+    make_kernel<MathInt16, FloatRows, MathF32>("avx2_int16", [](const CpuFeatures& features) { return features.avx2; });
 
 }  // namespace winnow::cpu

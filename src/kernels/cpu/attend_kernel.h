@@ -8,6 +8,7 @@
 #include <span>
 
 #include "attention/types.h"
+#include "kernels/cpu/antidiagonal_kernel.h"
 #include "kernels/cpu/cpu_features.h"
 
 namespace winnow::cpu {
@@ -62,6 +63,12 @@ struct RowTile {
   int32_t n = 0;
 };
 
+/// Some slots of a kv head, to be compared with rows of a query head.
+struct KeyChoice {
+  const UnpackedKv* kv = nullptr;  // its k; v is not read
+  std::span<const int32_t> slot;
+};
+
 struct AttendKernel {
   const char* name;
   bool (*runs_on)(const CpuFeatures& features);
@@ -75,6 +82,13 @@ struct AttendKernel {
   size_t (*scratch_bytes)(int32_t head_dim, int32_t n_tiles);
   /// Computes up to kMostTiles tiles that read the same kv head; returns how many (row, slot) pairs it computed.
   int64_t (*attend_tiles)(std::span<const QueryTile> tiles, const UnpackedKv& kv, std::byte* scratch);
+
+  /// best[i] = the largest product of any of n_rows rows, at most kTileRows and packed, with the key of slot[i].
+  size_t (*packed_bytes)(int32_t head_dim);
+  void (*pack_rows)(const float* q, int64_t stride, int32_t n_rows, int32_t head_dim, std::byte* to);
+  size_t (*best_bytes)(int32_t head_dim);  // scratch
+  void (*best_products)(const std::byte* packed, int32_t n_rows, const KeyChoice& keys, float* best,
+                        std::byte* scratch);
 
   // Decode. head_dim is rounded up to `lanes` in o.
   int32_t lanes;
@@ -93,6 +107,8 @@ struct AttendKernel {
   float (*max_of)(const float* x, int32_t n);  // n a multiple of 16
   /// x = 2^(x - max); returns the sum. n a multiple of 16.
   float (*exp2_of)(float* x, int32_t n, float max);
+
+  AntidiagonalKernel antidiagonals;
 };
 
 // In the order of preference; each is defined in its attend_NAME.cpp.

@@ -3,8 +3,10 @@
 // Each row of K or V is unpacked in registers and used by all queries of its group.
 #pragma once
 
+#include "kernels/cpu/antidiagonal_tile.h"
 #include "kernels/cpu/attend_f32.h"
 #include "kernels/cpu/attend_stack.h"
+#include "kernels/cpu/best_products.h"
 
 namespace winnow::cpu {
 namespace {
@@ -270,8 +272,9 @@ inline float exp2_of(float* x, int32_t n, float max) {
   return sum_lanes(sum);
 }
 
-/// The table of a kernel whose prefill computes with `Math` and whose decode does with `Rows`.
-template <typename Math, typename Rows = FloatRows>
+/// The table of a kernel whose prefill computes with `Math`, whose decode does with `Rows`, and whose estimates by
+/// antidiagonals do with `Estimate`, in which pieces of a vector join to a longer one.
+template <typename Math, typename Rows = FloatRows, typename Estimate = Math>
 constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFeatures&)) {
   return {.name = name,
           .runs_on = runs_on,
@@ -281,6 +284,10 @@ constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFe
           .unpack_v = &Math::unpack_v,
           .scratch_bytes = &attend_bytes<Math>,
           .attend_tiles = &attend_tiles<Math>,
+          .packed_bytes = &BestProducts<Math>::packed_bytes,
+          .pack_rows = &BestProducts<Math>::pack_rows,
+          .best_bytes = &BestProducts<Math>::scratch_bytes,
+          .best_products = &BestProducts<Math>::find,
           .lanes = kLanes,
           .query_bytes = &Rows::query_bytes,
           .pack_query = &Rows::pack_query,
@@ -289,7 +296,8 @@ constexpr AttendKernel make_kernel(const char* name, bool (*runs_on)(const CpuFe
           .row_bytes = &row_scratch_bytes,
           .shape_logits = &shape_logits,
           .max_of = &max_of,
-          .exp2_of = &exp2_of};
+          .exp2_of = &exp2_of,
+          .antidiagonals = make_antidiagonals<Estimate>()};
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The attention verbs of class Ops on the CPU; arguments and results are those of attention/ops.h.
-// `attend` and `merge` spread their work over the context's threads. The others run on the calling thread, because
-// methods call them from inside for_each.
+// `attend`, `merge`, `antidiagonal_scores` and `select_tree` spread their work over the context's threads. The others
+// run on the calling thread, because methods call them from inside for_each.
 #pragma once
 
 #include <vector>
@@ -18,5 +18,9 @@ void pool_keys(CpuContext& context, const KvView& kv, int32_t kv_head, int32_t b
 void gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t> slots, std::vector<float>& keys);
 void score_blocks(CpuContext& context, const std::vector<float>& a, const std::vector<float>& b, int32_t dim,
                   float scale, std::vector<float>& scores);
+/// Spread over the context's threads. False, and nothing done, where the kernel cannot take such groups.
+bool antidiagonal_scores(CpuContext& context, const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores);
+/// The keys of all kv heads are unpacked for it; meant for many rows.
+Selection select_tree(CpuContext& context, Ops& ops, const TreeArgs& args);
 
 }  // namespace winnow::cpu

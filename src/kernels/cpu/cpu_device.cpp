@@ -188,6 +188,14 @@ void CpuDevice::score_blocks(const std::vector<float>& a, const std::vector<floa
   cpu::score_blocks(context_, a, b, dim, scale, scores);
 }
 
+void CpuDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
+  if (!cpu::antidiagonal_scores(context_, args, scores)) Ops::antidiagonal_scores(args, scores);
+}
+
+Selection CpuDevice::select_tree(const TreeArgs& args) {
+  return args.q.n_rows > 1 ? cpu::select_tree(context_, *this, args) : Ops::select_tree(args);
+}
+
 std::unique_ptr<LowBitScores> CpuDevice::low_bit_scores(const LowBitArgs& args) {
   return host_low_bit_scores(*this, args, true, cpu::low_bit_kernels(context_.features));
 }

@@ -71,7 +71,7 @@ class CudaDevice final : public Device {
   void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                     std::vector<float>& scores) override;
-  void antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores) override;
+  void antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) override;
   Selection select_antidiagonals(const AntidiagonalArgs& args, double share) override;
   Selection select_lines(const LineArgs& args) override;
   Selection select_chunks(const ChunkArgs& args) override;

@@ -141,14 +141,18 @@ class CudaDevice::Antidiagonals {
   int32_t gathered_ = -1;      // the kv head whose keys are there
 };
 
-void CudaDevice::antidiagonal_scores(const AntidiagonalArgs& args, int32_t head, std::vector<float>& scores) {
+void CudaDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
   const auto lock = begin();
   Antidiagonals estimate(*this, args);
-  const BlockRows rows = estimate.block_rows(head, estimate.n_block(head));
-  scores.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
-  const auto made = gpu_memory_.lend(scores.size() * sizeof(float));
-  estimate.run(head, rows, reinterpret_cast<float*>(made.get()));
-  transfers_.download(scores.data(), made.get(), scores.size() * sizeof(float));
+  scores.resize(static_cast<size_t>(args.rows.q.n_head));
+  for (int32_t head = 0; head < args.rows.q.n_head; ++head) {
+    const BlockRows rows = estimate.block_rows(head, estimate.n_block(head));
+    std::vector<float>& to = scores[static_cast<size_t>(head)];
+    to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
+    const auto made = gpu_memory_.lend(to.size() * sizeof(float));
+    estimate.run(head, rows, reinterpret_cast<float*>(made.get()));
+    transfers_.download(to.data(), made.get(), to.size() * sizeof(float));
+  }
 }
 
 Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double share) {
