@@ -119,7 +119,7 @@ constexpr ParamInfo kParams[] = {
     {"dense_layers", "first layers that stay dense", 3, 0, kMany, true},
     {"decode", "1: decoded tokens search too", 1, 0, 1, true},
     {"refresh", "decoded tokens that one search serves", 8, 1, kMany, true},
-    {"min_len", "tokens in the cache below which attention is dense", 8192, 0, kMany, true},
+    {"min_len", "tokens in the cache below which attention is dense", 4096, 0, kMany, true},
 };
 
 Method make(const Params& params, const MethodShape& shape) {
