@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention/lists.h"
+#include "methods/density.h"
 
 namespace winnow {
 namespace {
@@ -46,10 +46,7 @@ int64_t triples_left_out(const Site& site, std::span<const int32_t> rows) {
       ++next;
       continue;
     }
-    for (const KvHead& head : site.kv.heads) {
-      pairs += visible_slots(head, site.limit[row]);
-      if (site.window > 0) pairs -= visible_slots(head, site.limit[row] - site.window);
-    }
+    for (const KvHead& head : site.kv.heads) pairs += permitted_slots(site, head, site.limit[row]);
   }
   return pairs * group;
 }

@@ -1,9 +1,9 @@
 // Prefill's side of a pruner: who is taken up again before a layer, and who goes no further after it.
 #include <algorithm>
 
-#include "attention/lists.h"
 #include "engine/prefill.h"
 #include "engine/pruned.h"
+#include "methods/density.h"
 
 namespace winnow {
 
@@ -103,8 +103,7 @@ void Prefill::count_pruned(const Site& site, const Part& part) {
   }
   for (const int32_t limit : site.limit) {
     if (limit < first) continue;  // taken up again: computed on top
-    const int32_t before = site.window > 0 ? visible_slots(head, limit - site.window) : 0;
-    triples -= visible_slots(head, limit) - before;
+    triples -= permitted_slots(site, head, limit);
   }
   part.sequence->stats_.counts.permitted += triples * site.q.n_head;
 }

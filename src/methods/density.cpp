@@ -19,10 +19,7 @@ std::vector<int32_t> seen_by_rows(const Site& site, const KvHead& kv, const Sele
 
 int64_t permitted_pairs(const Site& site, const KvHead& kv) {
   int64_t pairs = 0;
-  for (const int32_t limit : site.limit) {
-    const int32_t hidden = site.window > 0 ? visible_slots(kv, limit - site.window) : 0;
-    pairs += visible_slots(kv, limit) - hidden;
-  }
+  for (const int32_t limit : site.limit) pairs += permitted_slots(site, kv, limit);
   return pairs;
 }
 
@@ -56,6 +53,11 @@ int64_t selected_pairs(const Selection& selection, int32_t head, std::span<const
 }
 
 }  // namespace
+
+int32_t permitted_slots(const Site& site, const KvHead& kv, int32_t limit) {
+  const int32_t hidden = site.window > 0 ? visible_slots(kv, limit - site.window) : 0;
+  return visible_slots(kv, limit) - hidden;
+}
 
 std::vector<AttnCounts> count_selected(const Site& site, const Selection& made) {
   const Selection selection = made.everything() ? Selection() : site.ops.on_host(made);
