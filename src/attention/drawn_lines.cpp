@@ -9,39 +9,44 @@ namespace {
 
 constexpr int32_t kFirstColumns = 30;
 
-/// Where `taken` is set, ascending.
-std::vector<int32_t> places(const std::vector<bool>& taken) {
-  std::vector<int32_t> all;
-  for (size_t i = 0; i < taken.size(); ++i) {
-    if (taken[i]) all.push_back(static_cast<int32_t>(i));
+/// A choice among [0, size).
+struct Choice {
+  std::vector<bool> taken;
+  int32_t n = 0;
+
+  void take(int64_t at) {
+    n += taken[static_cast<size_t>(at)] ? 0 : 1;
+    taken[static_cast<size_t>(at)] = true;
   }
-  return all;
-}
+  std::vector<int32_t> ascending() const {
+    std::vector<int32_t> all;
+    for (size_t i = 0; i < taken.size(); ++i) {
+      if (taken[i]) all.push_back(static_cast<int32_t>(i));
+    }
+    return all;
+  }
+};
 
 }  // namespace
 
 Lines draw_lines(const Problem& problem, int32_t head, int32_t n_slots) {
   auto state = static_cast<uint64_t>(head);
-  std::vector<bool> column(static_cast<size_t>(n_slots)), distance(static_cast<size_t>(n_slots));
-  int32_t n = 0;
-  const auto take = [&n](std::vector<bool>& taken, int64_t at) {
-    if (taken[static_cast<size_t>(at)]) return;
-    taken[static_cast<size_t>(at)] = true;
-    ++n;
-  };
+  Choice columns{std::vector<bool>(static_cast<size_t>(n_slots))};
   const int32_t n_column = std::min(problem.verticals, n_slots);
-  while (n < std::min(kFirstColumns, n_column)) take(column, n);
-  while (n < n_column) take(column, random_below(state, n_slots));
+  while (columns.n < std::min(kFirstColumns, n_column)) columns.take(columns.n);
+  while (columns.n < n_column) columns.take(random_below(state, n_slots));
 
-  n = 0;
+  Choice distances{std::vector<bool>(static_cast<size_t>(n_slots))};
   const int32_t n_distance = std::min(problem.slashes, n_slots);
   const int32_t length = ceil_div(problem.slashes, problem.runs);
-  for (int64_t begin = 0; n < n_distance; begin = random_below(state, n_slots)) {
-    for (int64_t at = begin; at < std::min<int64_t>(begin + length, n_slots) && n < n_distance; ++at) {
-      take(distance, at);
-    }
+  int64_t begin = 0;
+  while (true) {
+    const int64_t end = std::min<int64_t>(begin + length, n_slots);
+    for (int64_t at = begin; at < end && distances.n < n_distance; ++at) distances.take(at);
+    if (distances.n == n_distance) break;
+    begin = random_below(state, n_slots);
   }
-  Lines lines{places(column), places(distance)};
+  Lines lines{columns.ascending(), distances.ascending()};
   std::reverse(lines.slashes.begin(), lines.slashes.end());
   return lines;
 }
