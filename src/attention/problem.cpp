@@ -9,12 +9,16 @@
 #include <limits>
 #include <set>
 
+#include "attention/drawn_lines.h"
 #include "base/error.h"
+#include "base/random.h"
 
 namespace winnow {
 namespace {
 
 constexpr std::array<Type, 4> kKvTypes{Type::f32, Type::f16, Type::bf16, Type::q8_0};
+// So many numbers of queries, and of keys and values, are drawn; longer problems repeat them.
+constexpr size_t kMostDrawn = size_t{1} << 26;
 
 double number(std::string_view key, std::string_view text, double min, double max) {
   double value = 0;
@@ -74,6 +78,9 @@ const std::vector<Key>& keys() {
       whole_key("block_q", &Problem::block_q, 64, 128),
       whole_key("block_k", &Problem::block_k, 64, 128),
       whole_key("columns", &Problem::columns, 0, kMost),
+      whole_key("verticals", &Problem::verticals, 0, kMost),
+      whole_key("slashes", &Problem::slashes, 0, kMost),
+      whole_key("runs", &Problem::runs, 1, kMost),
       whole_key("unaligned", &Problem::unaligned, 0, 1),
       whole_key("shared", &Problem::shared, 0, 1),
       whole_key("window", &Problem::window, 0, kMost),
@@ -112,16 +119,11 @@ void check(const Problem& p) {
   for (const int32_t block : {p.block_q, p.block_k}) {
     if (block != 64 && block != 128) fail("problem: a block size is {}; it must be 64 or 128", block);
   }
+  if (p.verticals > 0 && !p.lines()) fail("problem: verticals={} needs slashes beside them", p.verticals);
+  if (p.lines() && (p.density < 1 || p.columns > 0 || p.unaligned || p.block_q != 64 || p.block_k != 64)) {
+    fail("problem: slashes={} takes no density, columns, unaligned or blocks of 128 beside it", p.slashes);
+  }
   if (p.rows > p.n_slots()) fail("problem: rows={} is more than slots={}", p.rows, p.n_slots());
-}
-
-/// splitmix64: small, fast, and the same on every platform.
-uint64_t next_random(uint64_t& state) {
-  state += 0x9e3779b97f4a7c15U;
-  uint64_t z = state;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
-  return z ^ (z >> 31);
 }
 
 double uniform(uint64_t& state) {
@@ -134,10 +136,6 @@ float normal(uint64_t& state) {
   double sum = 0;
   for (int i = 0; i < 4; ++i) sum += static_cast<double>((bits >> (16 * i)) & 0xffffU);
   return static_cast<float>((sum / 65536 - 2) * 1.7320508);
-}
-
-int64_t below(uint64_t& state, int64_t n) {
-  return static_cast<int64_t>(next_random(state) % static_cast<uint64_t>(n));
 }
 
 void encode_row(const std::vector<float>& values, Type type, std::byte* to) {
@@ -201,6 +199,9 @@ std::string_view problem_help() {
   density    share of the key blocks that each query block computes, the diagonal always among them (1)
   block_q, block_k  rows and slots of a block, 64 or 128 (64)
   columns    single slots beside the blocks of each query block (0)
+  slashes    instead of blocks: diagonals of each head; the estimate of as many lines is timed too (0)
+  verticals  key columns of each head beside the diagonals (0)
+  runs       clusters that the diagonals come in (48)
   unaligned  1: blocks begin at any slot (0)
   shared     1: all heads share their lists (0)
   window     sliding window in positions, 0: none
@@ -218,12 +219,20 @@ ProblemData::ProblemData(const Problem& problem, int copies) : problem_(problem)
   const auto n_heads = static_cast<size_t>(problem.heads);
   const auto dim = static_cast<size_t>(problem.dim);
   q_.resize(n_rows * n_heads * dim);
-  for (float& x : q_) x = normal(state_);
+  const size_t n_drawn = std::min(q_.size(), kMostDrawn);
+  for (size_t i = 0; i < n_drawn; ++i) q_[i] = normal(state_);
+  for (size_t i = n_drawn; i < q_.size(); i += n_drawn) {
+    std::copy_n(q_.begin(), std::min(n_drawn, q_.size() - i), q_.begin() + static_cast<ptrdiff_t>(i));
+  }
   o_.assign(q_.size(), 0.0F);
   lse_.assign(n_rows * n_heads, 0.0F);
   make_positions();
   make_caches(copies);
-  if (problem.sparse()) make_selection();
+  if (problem.lines()) {
+    selection_ = lay_drawn_lines(problem, heads_[0][0], limit_);
+  } else if (problem.sparse()) {
+    make_selection();
+  }
   const auto stride = static_cast<int64_t>(n_heads * dim);
   args_.q = {q_.data(), problem.rows, problem.heads, problem.dim, stride};
   args_.kv = {problem.k_type, problem.v_type, problem.dim, heads_[0]};
@@ -269,10 +278,15 @@ void ProblemData::make_caches(int copies) {
   const size_t v_row = type_bytes(problem_.v_type, problem_.dim);
   const auto n_blocks = static_cast<size_t>((problem_.n_slots() + kBlockSlots - 1) / kBlockSlots);
   std::vector<float> values(static_cast<size_t>(problem_.dim));
-  const auto add_block = [&](size_t row_bytes, Type type) {
+  const size_t n_drawn = std::max<size_t>(kMostDrawn / (values.size() * kBlockSlots), 2) / 2 * 2;  // blocks
+  const auto add_block = [&](size_t row_bytes, Type type, bool alike) {
+    if (blocks_.size() >= n_drawn) {
+      blocks_.push_back(std::vector(blocks_[blocks_.size() - n_drawn]));
+      return;
+    }
     std::vector<std::byte>& block = blocks_.emplace_back(row_bytes * kBlockSlots);
     for (size_t slot = 0; slot < kBlockSlots; ++slot) {
-      for (float& x : values) x = normal(state_);
+      if (slot == 0 || !alike) std::generate(values.begin(), values.end(), [this] { return normal(state_); });
       encode_row(values, type, block.data() + slot * row_bytes);
     }
   };
@@ -283,8 +297,8 @@ void ProblemData::make_caches(int copies) {
       auto* v = lists_.emplace_back(std::make_unique<std::vector<const std::byte*>>()).get();
       for (size_t b = 0; b < n_blocks; ++b) {
         if (copy == 0) {
-          add_block(k_row, problem_.k_type);
-          add_block(v_row, problem_.v_type);
+          add_block(k_row, problem_.k_type, problem_.lines());  // alike: the estimate finds diagonals in clusters
+          add_block(v_row, problem_.v_type, false);
         } else {  // the same numbers at another place
           blocks_.push_back(std::vector(blocks_[2 * (static_cast<size_t>(h) * n_blocks + b)]));
           blocks_.push_back(std::vector(blocks_[2 * (static_cast<size_t>(h) * n_blocks + b) + 1]));
@@ -315,20 +329,20 @@ void ProblemData::make_list(int64_t block) {
   const auto last_row = std::min(problem_.rows, (block + 1) * problem_.block_q) - 1;
   const int32_t limit = limit_[static_cast<size_t>(last_row)];
   const auto n_seen = static_cast<int64_t>(std::upper_bound(idx_.begin(), idx_.end(), limit) - idx_.begin());
-  const int64_t offset = problem_.unaligned ? below(state_, problem_.block_k) : 0;  // blocks begin this much earlier
+  const int64_t offset = problem_.unaligned ? random_below(state_, problem_.block_k) : 0;  // blocks begin earlier
   const int64_t n_blocks = (n_seen + offset + problem_.block_k - 1) / problem_.block_k;
   const auto share = static_cast<int64_t>(std::llround(problem_.density * static_cast<double>(n_blocks)));
   const int64_t wanted = problem_.density > 0 ? std::max<int64_t>(share, 1) : 0;
   std::set<int64_t> chosen;
   if (n_blocks > 0 && wanted > 0) chosen.insert(n_blocks - 1);
-  while (static_cast<int64_t>(chosen.size()) < std::min(wanted, n_blocks)) chosen.insert(below(state_, n_blocks));
+  while (std::ssize(chosen) < std::min(wanted, n_blocks)) chosen.insert(random_below(state_, n_blocks));
   if (offset > 0) chosen.erase(0);  // it would begin before slot 0
   for (const int64_t b : chosen) {
     selection_.block_begin.push_back(static_cast<int32_t>(b * problem_.block_k - offset));
   }
   std::set<int32_t> columns;
   for (int32_t i = 0; i < problem_.columns && n_seen > 0; ++i) {
-    const int64_t slot = below(state_, n_seen);
+    const int64_t slot = random_below(state_, n_seen);
     if (chosen.count((slot + offset) / problem_.block_k) == 0) columns.insert(static_cast<int32_t>(slot));
   }
   selection_.column.insert(selection_.column.end(), columns.begin(), columns.end());

@@ -26,6 +26,7 @@ struct Problem {
   double density = 1;
   int32_t block_q = 64, block_k = 64;
   int32_t columns = 0;
+  int32_t verticals = 0, slashes = 0, runs = 48;  // lines instead of blocks; see attention/drawn_lines.h
   bool unaligned = false;
   bool shared = false;
   int32_t window = 0;
@@ -37,7 +38,8 @@ struct Problem {
   uint64_t seed = 1;
 
   int64_t n_slots() const { return slots > 0 ? slots : rows; }
-  bool sparse() const { return density < 1 || columns > 0 || unaligned; }
+  bool lines() const { return slashes > 0; }
+  bool sparse() const { return density < 1 || columns > 0 || unaligned || lines(); }
 };
 
 /// "prefill KEY=VALUE ..." or "decode KEY=VALUE ...". Throws Error that names the key, its value and what is allowed.
@@ -106,7 +108,10 @@ struct ProblemResult {
   double max_error = 0;      // against ref, over the rows that were compared
   int64_t rows_checked = 0;  // whole query tiles; all rows of small problems
   AttnCounts counts;
-  double seconds = 0;         // the fastest of the repetitions
+  double seconds = 0;  // the fastest of the repetitions
+  // Of problems with lines: the device's own estimate of as many, their lists laid out; the fastest of the repetitions,
+  // and the density of attention with the lists it found.
+  double estimate_seconds = 0, estimate_density = 0;
   double gflops = 0;          // of computed (row, slot) pairs: 4 * dim each
   double tile_gflops = 0;     // of whole tiles: a key that any row of a query tile sees counts for all its rows
   double peak_gflops = 0;     // the device's own matrix product, measured in the same run

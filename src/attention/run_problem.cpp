@@ -124,6 +124,45 @@ double read_speed(Device& device) {
   return best;
 }
 
+/// The fastest of at least three calls, and of at least `seconds`. `call` takes the number of the call.
+template <typename Call>
+double fastest(Device& device, double seconds, const Call& call) {
+  double best = std::numeric_limits<double>::infinity();
+  const auto start = Clock::now();
+  for (int i = 0; i < 3 || seconds_since(start) < seconds; ++i) {
+    const auto begin = Clock::now();
+    call(i);
+    device.sync();
+    best = std::min(best, seconds_since(begin));
+  }
+  return best;
+}
+
+/// Times the estimate of as many lines as the problem has, from its last rows, as minference asks for it.
+void time_estimate(Device& device, const Problem& problem, double seconds, AttnArgs args, ProblemResult& result) {
+  constexpr int64_t kProbe = 64;
+  const int64_t first = std::max<int64_t>(problem.rows - kProbe, 0);
+  const std::span<const int32_t> limit(args.limit, static_cast<size_t>(problem.rows));
+  const std::vector<LineBudget> budget(static_cast<size_t>(problem.heads),
+                                       {problem.verticals, problem.slashes, 30, 100});
+  const LineArgs lines = {.probe = {.q = args.q.rows(first, problem.rows - first),
+                                    .kv = args.kv,
+                                    .limit = args.limit + first,
+                                    .scale = args.scale,
+                                    .softcap = args.softcap,
+                                    .window = args.window},
+                          .limit = limit,
+                          .budget = budget};
+  Selection found;
+  result.estimate_seconds = fastest(device, seconds, [&](int) { found = device.select_lines(lines); });
+  AttnCounts counts;
+  args.selection = &found;
+  args.counts = &counts;
+  device.attend(args);
+  device.sync();
+  result.estimate_density = counts.density();
+}
+
 }  // namespace
 
 ProblemResult run_problem(Device& device, const Problem& problem, double seconds) {
@@ -143,14 +182,8 @@ ProblemResult run_problem(Device& device, const Problem& problem, double seconds
   on_device.download(data.o(), data.lse());
   compare(data, problem, result);
 
-  result.seconds = std::numeric_limits<double>::infinity();
-  const auto start = Clock::now();
-  for (int i = 0; i < 3 || seconds_since(start) < seconds; ++i) {
-    const auto begin = Clock::now();
-    device.attend(on_device.args(i % copies));
-    device.sync();
-    result.seconds = std::min(result.seconds, seconds_since(begin));
-  }
+  result.seconds = fastest(device, seconds, [&](int i) { device.attend(on_device.args(i % copies)); });
+  if (problem.lines()) time_estimate(device, problem, seconds, on_device.args(), result);
   result.gflops = 4e-9 * problem.dim * static_cast<double>(result.counts.computed) / result.seconds;
   result.tile_gflops = 4e-9 * problem.dim * static_cast<double>(tile_pairs(data.args())) / result.seconds;
   result.peak_gflops = device.peak_gflops();

@@ -23,6 +23,8 @@ void print(const BenchAttend& bench, const Device& device, const ProblemResult& 
                 {"rows_checked", result.rows_checked},
                 {"density", result.counts.density()},
                 {"seconds", result.seconds},
+                {"estimate_seconds", result.estimate_seconds},
+                {"estimate_density", result.estimate_density},
                 {"gflops", result.gflops},
                 {"tile_gflops", result.tile_gflops},
                 {"peak_gflops", result.peak_gflops},
@@ -43,6 +45,10 @@ void print(const BenchAttend& bench, const Device& device, const ProblemResult& 
              human_share(tile_share));
   fmt::print("memory    {:.1f} GB/s of keys and values, {} of a plain read's {:.1f}\n", result.gb_per_second,
              human_share(result.gb_per_second / result.read_gb_second), result.read_gb_second);
+  if (result.estimate_seconds > 0) {
+    fmt::print("estimate  {:.4g} ms for as many lines, with which attention computes {}\n",
+               result.estimate_seconds * 1e3, human_share(result.estimate_density));
+  }
 }
 
 }  // namespace
@@ -74,6 +80,7 @@ std::shared_ptr<BenchAttend> add_bench_attend(CLI::App& bench) {
   app.footer(
       fmt::format("PROBLEM: {}\nExamples:\n"
                   "  winnow bench attend \"prefill rows=8192 heads=12 kv=2 dim=128 density=0.1\"\n"
+                  "  winnow bench attend \"prefill rows=32768 heads=32 kv=8 dim=128 verticals=1000 slashes=6096\"\n"
                   "  winnow bench attend \"decode slots=32768 heads=12 kv=2 dim=128 type=q8_0\" --json",
                   problem_help()));
   return attend;
