@@ -13,7 +13,8 @@
 //   some slots more. A query block of the kernels that straddles two blocks (after a prefix that is no multiple of
 //   them) computes what either needs.
 // - Prompts of fewer than 64 rows after a prefix are read dense, as with every selector.
-// - Nothing is estimated, so there is no length at which the pattern costs more than dense attention: min_len is 0.
+// - Nothing is estimated, so there is no length at which the pattern costs more than dense attention: min_len is 0. On
+//   a GPU the making of lists costs more than it saves below 8,192 tokens.
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -102,6 +103,7 @@ const MethodInfo& method_powerattention() {
       .parts = "selector",
       .neutral = "powerattention(window=1000000000)",
       .params = kParams,
+      .gpu_min_len = 8192,
       .knob = {.param = "window", .dense = 128, .sparse = 1, .geometric = true},
       .texts = {},
       .make = make,

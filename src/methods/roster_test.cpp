@@ -71,7 +71,7 @@ TEST(Policy, BreakEvenIsTheSelectorsMinLen) {
   EXPECT_EQ(on_gpu("flexprefill"), find_method("flexprefill").gpu_min_len);
   EXPECT_EQ(on_gpu("zipvl"), kNeverGains);
   EXPECT_EQ(on_gpu("zipvl(min_len=777)"), 777);
-  EXPECT_EQ(on_gpu("streaming_llm"), 0);
+  EXPECT_EQ(on_gpu("streaming_llm(min_len=0)"), 0);
   const std::vector<std::string> cache_only = {"streaming_llm(prefill=0, min_len=777)"};
   EXPECT_EQ(Policy(cache_only, kShape).break_even(), 0);
 }
