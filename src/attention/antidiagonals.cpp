@@ -94,7 +94,7 @@ class Antidiagonals {
   std::vector<float> keys_, queries_, logits_;  // [slot groups, dim], [row groups, dim], [row groups, slot groups]
 };
 
-// Of the blocks that a block of rows sees, the last ones, from `own` on, are its own.
+// Of the blocks that a block of rows sees, those from `own` on are taken in any case: the rows' own, or all.
 void push_heaviest(std::span<float> scores, int32_t own, double share, int32_t block, HeadLists& lists) {
   const double total = std::accumulate(scores.begin(), scores.end(), 0.0);
   double mass = 0;
@@ -133,10 +133,11 @@ Selection Ops::select_antidiagonals(const AntidiagonalArgs& args, double share) 
     };
     const auto n_block = static_cast<size_t>(block_of(rows.q.n_rows - 1)) + 1;
     for (int64_t row = 0; row < rows.q.n_rows; row += args.block) {
-      const int32_t last = block_of(std::min<int64_t>(row + args.block, rows.q.n_rows) - 1);
+      const int64_t end = std::min<int64_t>(row + args.block, rows.q.n_rows);
+      const int32_t last = block_of(end - 1), own = end > rows.q.n_rows - args.last_rows ? 0 : block_of(row);
       const auto at = static_cast<size_t>(row / args.block) * n_block;
-      push_heaviest(std::span(scores[head]).subspan(at, static_cast<size_t>(last) + 1), block_of(row), share,
-                    args.block, lists[head]);
+      push_heaviest(std::span(scores[head]).subspan(at, static_cast<size_t>(last) + 1), own, share, args.block,
+                    lists[head]);
     }
   });
   return join_lists(lists, args.block, args.block);

@@ -192,6 +192,38 @@ TEST_P(RowsTest, LogitsThatAreWantedComeFromRowsThatAttend) {
   EXPECT_EQ(n_missed, 0);
 }
 
+// However a prompt is cut, a row knows how many come after it; chunks of whole blocks then select the same.
+TEST(LastRows, AreThoseOfThePromptInChunksToo) {
+  constexpr int32_t kRows = 700, kLast = 200, kBlock = 64;
+  std::vector<float> want;
+  for (const EngineOptions& options :
+       {EngineOptions{}, EngineOptions{.schedule = Schedule::chunk_major, .chunk = 3 * kBlock},
+        EngineOptions{.schedule = Schedule::chunk_major, .chunk = 100}}) {
+    const TinyEngine tiny("qwen2", options, "ref");
+    int64_t n_full = 0;
+    tiny->on_selection = [&](const Site& site, const Selection& selection) {
+      EXPECT_EQ(site.limit.back() + 1 + site.n_later, kRows);
+      for (int64_t row = 0; row < site.q.n_rows; ++row) {
+        const int32_t position = site.limit[static_cast<size_t>(row)];
+        if (position < kRows - kLast) continue;
+        ++n_full;
+        if (selection.everything()) continue;
+        const auto list = static_cast<size_t>(selection.list(0, selection.block_of(row)));
+        const int32_t n_taken = selection.block_ptr[list + 1] - selection.block_ptr[list];
+        EXPECT_GE(n_taken * kBlock, position + 1);
+      }
+    };
+    Sequence sequence = tiny.start({"xattention(min_len=0, block=64, threshold=0.3, last_rows=200)"});
+    const std::vector<float> got = tiny->prefill(sequence, random_tokens(kRows));
+    EXPECT_GE(n_full, kLast * (tiny->model().shape().n_layer - 1));  // the last layer may hold fewer rows
+    EXPECT_LT(sequence.stats().counts.density(), 0.9);
+    if (want.empty()) want = got;
+    if (options.chunk % kBlock == 0) {
+      EXPECT_LT(relative_distance(got, want), 1e-4);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Schedules, RowsTest, testing::Values(Schedule::layer_major, Schedule::chunk_major),
                          [](const auto& tested) {
                            return tested.param == Schedule::layer_major ? "layers" : "chunks";

@@ -77,7 +77,7 @@ Prefill::Pass Prefill::cut(std::span<const Reading> readings, int64_t begin, int
                           .tokens = tokens,
                           .begin = std::ssize(pass.position),
                           .n = to - from,
-                          .last = to == n,
+                          .n_later = n - to,
                           .n_logits = std::clamp<int64_t>(to - (n - reading.n_logits), 0, to - from),
                           .pruner = reading.sequence->pruner()});
     for (int64_t i = 0; i < to - from; ++i) {
@@ -149,7 +149,7 @@ void Prefill::keep_wanted(Pass& pass, Scratch& q) const {
   if (all) return;
   std::vector<int32_t> kept, positions;
   for (Part& part : pass.parts) {
-    const int64_t wanted = part.last ? std::max(kTailRows, part.n_logits) : part.n_logits;
+    const int64_t wanted = part.n_later == 0 ? std::max(kTailRows, part.n_logits) : part.n_logits;
     const int64_t dropped = wanted == 0 ? part.n : std::max<int64_t>(part.n - wanted, 0) / kTailRows * kTailRows;
     const auto begin = std::ssize(kept);
     for (int64_t row = part.begin + dropped; row < part.begin + part.n; ++row) {
@@ -210,12 +210,13 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
                .window = attention.window,
                .rope = model_.rope(index),
                .ops = device_,
-               .n_wanted = part.n_logits};
+               .n_wanted = part.n_logits,
+               .n_later = part.n_later};
   if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
   // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
   const int64_t n_tail = std::min(kTailRows, part.n);
   const Scratch tail = device_.activations(n_tail, rows.cols);
-  if (part.last) {
+  if (part.n_later == 0) {
     std::vector<int32_t> last(static_cast<size_t>(n_tail));
     std::iota(last.begin(), last.end(), static_cast<int32_t>(part.n - n_tail));
     device_.gather_rows(rows, last, tail);
@@ -231,7 +232,7 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
   }
   attend(*part.sequence, here, selection, pass.decode);
   if (part.pruner != nullptr && !pass.decode) count_pruned(here, part);
-  if (!part.last) return;
+  if (part.n_later > 0) return;
   here.q = Mat(tail).heads(model_.shape().head_dim);
   here.limit = here.limit.last(static_cast<size_t>(n_tail));
   if (part.pruner != nullptr && index + 1 < model_.shape().n_layer) {

@@ -32,7 +32,7 @@ class Prefill {
     Sequence* sequence = nullptr;
     std::span<const int32_t> tokens;
     int64_t begin = 0, n = 0;  // rows of the pass
-    bool last = true;          // the sequence's reading ends here
+    int64_t n_later = 0;       // tokens of the sequence's reading that later passes hold
     int64_t n_logits = 0;      // of the last of these rows
     Pruner* pruner = nullptr;
     // Ascending positions of the tokens that the next layer attends to, where a pruner decides it: the part's rows and,

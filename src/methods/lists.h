@@ -84,6 +84,11 @@ inline ProbeArgs last_rows(const Site& site, int64_t n) {
           .window = site.window};
 }
 
+/// How many of the site's rows are among the last `n` of the prompt, some of which a later chunk may hold.
+inline int32_t n_of_last_rows(const Site& site, int64_t n) {
+  return static_cast<int32_t>(std::clamp<int64_t>(n - site.n_later, 0, site.q.n_rows));
+}
+
 /// Rows at even distances as a probe: `n` of them from `first` on, every `step`th.
 class SpreadRows {
  public:

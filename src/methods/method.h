@@ -35,6 +35,7 @@ struct Site {
   RopeArgs rope{};     // how positions turned q and the keys
   Ops& ops;
   int64_t n_wanted = 1;  // last rows whose logits somebody reads: they attend in any case. 0 in a chunk before the last
+  int64_t n_later = 0;   // rows of the prompt that come after these: those of later chunks
 };
 
 /// Decides before attention which blocks and columns are computed. An empty Selection is the dense answer.

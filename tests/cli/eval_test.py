@@ -52,7 +52,7 @@ class Eval(EvalCase):
     ARGS = ("--task", "niah_single_1,passkey", "--length", "1500,2500", "--samples", 2, "--method",
             "streaming_llm(sinks=4, window=256)")
     KEYS = ("task length index method prompt_hash n_prompt depth answer outputs metric score n_gen finish ttft_s "
-            "prefill_tok_s decode_tok_s density recall select_share kv_bytes peak_bytes").split()
+            "prefill_tok_s decode_tok_s density recall estimated_mass select_share kv_bytes peak_bytes").split()
 
     def test_a_line_for_each_sample_and_method(self):
         table = self.eval(*self.ARGS)
@@ -87,6 +87,19 @@ class Eval(EvalCase):
         self.assertIn("streaming_llm(", html)
         self.assertNotIn("http", html)
         os.remove(page)
+
+    def test_what_a_method_took_itself_to_keep(self):
+        self.eval("--task", "niah_single_1", "--length", 1500, "--samples", 1, "--method",
+                  "xattention(min_len=0, threshold=0.5)", "--method", "streaming_llm(sinks=4, window=256)")
+        mass = {line["method"].partition("(")[0]: line["estimated_mass"] for line in self.samples()}
+        self.assertIsNone(mass["dense"])
+        self.assertIsNone(mass["streaming_llm"])
+        self.assertGreater(mass["xattention"], 0.5)
+        self.assertLess(mass["xattention"], 1)
+        self.good("report", self.out)
+        html = read(os.path.join(self.out, "report.html")).decode()
+        self.assertIn("<th>estimated mass</th>", html)
+        self.assertIn(f"<td>{100 * mass['xattention']:.1f} %</td>", html)
 
     def test_twice_the_same_lines(self):
         timing = re.compile(r'"(ttft_s|prefill_tok_s|decode_tok_s|select_share|peak_bytes)":[^,}]*')

@@ -81,7 +81,8 @@ std::string scores_table(const ResultSet& results, int64_t length) {
 
 std::string costs_table(const ResultSet& results, int64_t length) {
   std::vector<std::vector<std::string>> rows = {{"method", "first token", "speed-up over dense", "density", "recall",
-                                                 "selecting", "KV cache", "peak memory", "no answer"}};
+                                                 "estimated mass", "selecting", "KV cache", "peak memory",
+                                                 "no answer"}};
   const auto share = [](double value) { return fmt::format("{:.1f} %", value * 100); };
   const auto megabytes = [](double value) { return fmt::format("{:.1f} MB", value / 1e6); };
   for (const std::string& method : results.methods()) {
@@ -96,8 +97,9 @@ std::string costs_table(const ResultSet& results, int64_t length) {
     });
     rows.push_back({escaped(method), or_dash(of("ttft_s"), [](double s) { return fmt::format("{:.3g} s", s); }),
                     std::isnan(speed_up) ? "-" : fmt::format("{:.2f}x", speed_up), or_dash(of("density"), share),
-                    or_dash(of("recall"), share), or_dash(of("select_share"), share),
-                    or_dash(of("kv_bytes"), megabytes), or_dash(of("peak_bytes"), megabytes), std::to_string(silent)});
+                    or_dash(of("recall"), share), or_dash(of("estimated_mass"), share),
+                    or_dash(of("select_share"), share), or_dash(of("kv_bytes"), megabytes),
+                    or_dash(of("peak_bytes"), megabytes), std::to_string(silent)});
   }
   return table_of("What it costs, " + length_name(length) + ", means over the samples", rows);
 }

@@ -62,13 +62,21 @@ TEST(Plot, HeatMapTellsWhatIsMissing) {
 }
 
 Json answer(const std::string& method, int64_t length, int64_t index, double score, double ttft) {
-  return {{"task", "niah_single_1"}, {"length", length},
-          {"index", index},          {"method", method},
-          {"n_prompt", length},      {"depth", 0.5},
-          {"answer", "x"},           {"score", score},
-          {"ttft_s", ttft},          {"density", method == "dense" ? 1.0 : 0.25},
-          {"recall", nullptr},       {"select_share", 0.02},
-          {"kv_bytes", 1000000},     {"peak_bytes", 2000000}};
+  return {{"task", "niah_single_1"},
+          {"length", length},
+          {"index", index},
+          {"method", method},
+          {"n_prompt", length},
+          {"depth", 0.5},
+          {"answer", "x"},
+          {"score", score},
+          {"ttft_s", ttft},
+          {"density", method == "dense" ? 1.0 : 0.25},
+          {"recall", nullptr},
+          {"select_share", 0.02},
+          {"kv_bytes", 1000000},
+          {"peak_bytes", 2000000},
+          {"estimated_mass", method == "dense" ? Json() : Json(0.375)}};
 }
 
 TEST(Report, SpeedUpIsPaired) {
@@ -110,7 +118,7 @@ TEST(Report, ThePageHasTablesAndPlotsAndNoLinks) {
   const std::vector<Json> traces = {{{"method", "a<b"}, {"n_prompt", 4096}, {"density", {{0.5, 1.0}, {nullptr, 0.1}}}}};
   const std::string page = report_page({{"model", "Tiny"}, {"seed", 42}}, ResultSet(lines), traces);
   for (const char* part :
-       {"Tiny under 2 attention methods", "seed 42", "100.0 <small>51", "75.0 <small>30", "4.00x", "25.0 %",
+       {"Tiny under 2 attention methods", "seed 42", "100.0 <small>51", "75.0 <small>30", "4.00x", "25.0 %", "37.5 %",
         "Score over length", "Score over speed-up at 8192 tokens", "a&lt;b: needles found", "Density: computed share",
         "KL to dense by position", "Surprise by position", "0.12500", "7.3891", "layer 1, head 1: 10.0 %", "</html>"}) {
     EXPECT_THAT(page, HasSubstr(part));

@@ -104,6 +104,7 @@ Json EvalRun::run(const Policy& policy, Watch& watch, int64_t n_done) {
   line["decode_tok_s"] = rounded(figures.decode_tok_s);
   line["density"] = rounded(figures.density);
   line["recall"] = sequence.stats().recall_n == 0 ? Json() : Json(rounded(figures.recall));
+  line["estimated_mass"] = sequence.stats().estimate_n == 0 ? Json() : Json(rounded(figures.estimated_mass));
   line["select_share"] = rounded(figures.select_share);
   line["kv_bytes"] = figures.kv_bytes;
   line["peak_bytes"] = figures.peak_bytes;

@@ -171,7 +171,7 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
   for (int32_t head = 0; head < call.n_head; ++head) {
     const BlockRows rows = estimate.block_rows(head, call.n_block);
     estimate.run(head, rows, reinterpret_cast<float*>(scores.get()));
-    mark_heaviest(rows, reinterpret_cast<const float*>(scores.get()), share,
+    mark_heaviest(rows, reinterpret_cast<const float*>(scores.get()), share, args.last_rows,
                   call.marks + static_cast<size_t>(head) * n_marks);
   }
   return lists_of_marks(call);

@@ -78,10 +78,10 @@ TEST_F(CudaEstimates, AntidiagonalScores) {
 TEST_F(CudaEstimates, BlocksByAntidiagonals) {
   for (const char* text : kProblems) {
     OnGpu on_gpu(device(), text);
-    for (const double share : {0.0, 0.4, 0.9, 1.0}) {
+    for (const auto& [share, last_rows] : {std::pair{0.0, 0}, {0.4, 0}, {0.9, 0}, {1.0, 0}, {0.4, 100}, {0.9, 4000}}) {
       for (const int32_t block : {64, 128}) {
-        SCOPED_TRACE(fmt::format("{} share={} block={}", text, share, block));
-        const AntidiagonalArgs args{on_gpu.rows(), 16, block};
+        SCOPED_TRACE(fmt::format("{} share={} block={} last_rows={}", text, share, block, last_rows));
+        const AntidiagonalArgs args{on_gpu.rows(), 16, block, last_rows};
         const Selection made = device().select_antidiagonals(args, share);
         EXPECT_NE(made.on_device, nullptr);
         // Sums in another order may exchange blocks of nearly equal mass at the border.

@@ -82,7 +82,8 @@ struct OutstandingMarks {
 };
 void mark_outstanding(const OutstandingMarks& call, const Panel& panel);
 
-/// Marks of one head by select_antidiagonals' rule. scores as above; marks [n_block_q, words]
-void mark_heaviest(const BlockRows& rows, const float* scores, double share, uint32_t* marks);
+/// Marks of one head by select_antidiagonals' rule: blocks that hold any of the `last_rows` take everything. scores as
+/// above; marks [n_block_q, words]
+void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks);
 
 }  // namespace winnow::cuda
