@@ -341,6 +341,9 @@ class Accuracy(EvalCase):
         table = self.accuracy("table")
         for word in ("2,048 tokens", "niah_single_1 | vt | mean (95 %)", "| streaming_llm |", "| dense |"):
             self.assertIn(word, table)
+        brief = self.accuracy("brief")
+        self.assertIn("| | 2,048 | 4,096 |", brief)  # by the nearest powers of two
+        self.assertRegex(brief, r"\| `streaming_llm` \| [0-9.]+, [+-][0-9.]+ ± [0-9.]+, [0-9]+ % \|")
         self.assertIn("24 samples, 2 methods", self.good("report", self.out, "-o", path("page.html")))
         os.remove(path("page.html"))
         shutil.rmtree(self.out)
