@@ -53,7 +53,7 @@ uint16_t f32_to_f16(float value);
 
 /// Eight bits with four of exponent and three of mantissa (OCP 8-bit floating point specification, 2023, E4M3): no
 /// infinities, one code of NaN for each sign, 448 the largest number. The cache stores plain e4m3, without scales: keys
-/// and values of the models at hand lie well within. Attention reads the NaN of a broken model as 480.
+/// of the models at hand go up to 359, values to 126. Attention reads the NaN of a broken model as 480.
 float fp8_to_f32(uint8_t code);
 /// Round to nearest even; what lies beyond 448 and infinities become 448 with their sign, and a NaN the NaN 0x7f.
 uint8_t f32_to_fp8(float value);
