@@ -88,7 +88,7 @@ TEST_P(LawTest, TwoSequencesInABatchEqualTwoAlone) {
 
 // Law 6: reported bytes are those of the blocks and tables that exist.
 TEST_P(LawTest, ReportedBytesAreAllocatedBytes) {
-  for (const Type type : {Type::f16, Type::q8_0}) {
+  for (const Type type : {Type::f16, Type::q8_0, Type::fp8}) {
     const TinyEngine tiny("qwen2", {.kv_type = type});
     Sequence sequence = tiny.start({eager(info())});
     tiny->prefill(sequence, random_tokens(kPrompt));

@@ -23,7 +23,7 @@ namespace winnow {
 
 struct SessionOptions {
   std::vector<std::string> methods;  // "name" or "name(key=value, ...)", working together; none: dense attention
-  std::string kv = "f16";            // how keys and values are stored: f16, bf16 or q8_0
+  std::string kv = "f16";            // how keys and values are stored: f16, bf16, q8_0 or fp8
   std::string device = "cpu";
   std::string products = "own";  // what the device multiplies in; fp8: faster, less exact, a Hopper GPU's
   int threads = 0;               // 0: one for each core

@@ -16,7 +16,7 @@
 namespace winnow {
 namespace {
 
-constexpr std::array<Type, 4> kKvTypes{Type::f32, Type::f16, Type::bf16, Type::q8_0};
+constexpr std::array kKvTypes{Type::f32, Type::f16, Type::bf16, Type::q8_0, Type::fp8};
 // So many numbers of queries, and of keys and values, are drawn; longer problems repeat them.
 constexpr size_t kMostDrawn = size_t{1} << 26;
 
@@ -42,7 +42,7 @@ Type kv_type(std::string_view key, std::string_view text) {
   for (const Type type : kKvTypes) {
     if (type_info(type).name == text) return type;
   }
-  fail("problem: {}={} is not a type of the cache: f32, f16, bf16 or q8_0", key, text);
+  fail("problem: {}={} is not a type of the cache: f32, f16, bf16, q8_0 or fp8", key, text);
 }
 
 struct Key {
@@ -155,6 +155,8 @@ void encode_row(const std::vector<float>& values, Type type, std::byte* to) {
   for (size_t i = 0; i < values.size(); ++i) {
     if (type == Type::f32) {
       std::memcpy(to + i * 4, &values[i], 4);
+    } else if (type == Type::fp8) {
+      to[i] = static_cast<std::byte>(f32_to_fp8(values[i]));
     } else {
       const uint16_t bits = type == Type::f16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
       std::memcpy(to + i * 2, &bits, 2);
@@ -195,7 +197,7 @@ std::string_view problem_help() {
   slots      cache slots of each kv head (prefill: as many as rows; decode: 32768)
   heads, kv  query heads and kv heads (8, 2)
   dim        head size, a multiple of 8 (64)
-  type       of the cache: f32, f16, bf16 or q8_0 (f16); ktype and vtype set one of the two
+  type       of the cache: f32, f16, bf16, q8_0 or fp8 (f16); ktype and vtype set one of the two
   density    share of the key blocks that each query block computes, the diagonal always among them (1)
   block_q, block_k  rows and slots of a block, 64 or 128 (64)
   columns    single slots beside the blocks of each query block (0)

@@ -21,6 +21,7 @@ TEST(ParseProblem, TakesTheKeys) {
   EXPECT_EQ(p.dim, 128);
   EXPECT_EQ(p.k_type, Type::q8_0);
   EXPECT_EQ(p.v_type, Type::f16);
+  EXPECT_EQ(parse_problem("decode type=fp8 vtype=f16 dim=40").k_type, Type::fp8);
   EXPECT_EQ(p.density, 0.1);
   EXPECT_EQ(p.window, 7);
   EXPECT_TRUE(p.sparse());

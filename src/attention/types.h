@@ -61,7 +61,7 @@ struct KvHead {
 };
 
 struct KvView {
-  Type k_type = Type::f16, v_type = Type::f16;  // f32, f16, bf16 or q8_0
+  Type k_type = Type::f16, v_type = Type::f16;  // f32, f16, bf16, q8_0 or fp8
   int32_t head_dim = 0;
   std::span<const KvHead> heads;
 };

@@ -1,6 +1,8 @@
 #include "base/types.h"
 
+#include <algorithm>
 #include <array>
+#include <limits>
 
 #include "base/error.h"
 
@@ -27,6 +29,7 @@ constexpr std::array<Entry, 12> kTypes{{
     {Type::i32, {"i32", 1, 4}},
     {Type::bf16, {"bf16", 1, 2}},
 }};
+constexpr TypeInfo kFp8{"fp8", 1, 1};
 
 }  // namespace
 
@@ -38,6 +41,7 @@ const TypeInfo* find_type(int32_t id) {
 }
 
 const TypeInfo& type_info(Type type) {
+  if (type == Type::fp8) return kFp8;
   const TypeInfo* info = find_type(static_cast<int32_t>(type));
   WINNOW_ASSERT(info != nullptr);
   return *info;
@@ -74,6 +78,28 @@ uint16_t f32_to_f16(float value) {
   }
   const uint32_t rounded = magnitude + 0xfffU + ((magnitude >> 13) & 1U) - (112U << 23);
   return sign | static_cast<uint16_t>(rounded >> 13);
+}
+
+float fp8_to_f32(uint8_t code) {
+  const uint32_t magnitude = code & 0x7fU;
+  if (magnitude == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  // The exponent's and the mantissa's bits, read as a float, are the number times 2^-120, subnormals included.
+  const float value = std::bit_cast<float>(magnitude << 20) * 0x1p120F;  // 120 = 127 - 7, the two biases
+  return (code & 0x80U) != 0 ? -value : value;
+}
+
+uint8_t f32_to_fp8(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80U);
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return 0x7f;                   // NaN
+  const uint32_t magnitude = std::min(bits & 0x7fffffffU, 0x43e00000U);  // 448
+  if (magnitude < 0x3c800000U) {                                         // below 2^-6: subnormal
+    // Adding 2^14 aligns the value's units of 2^-9 with the float's last bit and rounds to nearest even.
+    const float aligned = std::bit_cast<float>(magnitude) + 0x1p14F;
+    return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(aligned) - 0x46800000U);
+  }
+  const uint32_t rounded = magnitude + 0x7ffffU + ((magnitude >> 20) & 1U) - (120U << 23);
+  return sign | static_cast<uint8_t>(rounded >> 20);
 }
 
 }  // namespace winnow

@@ -1,4 +1,5 @@
-// Storage types of numbers, with the sizes of their blocks. The ids are GGUF's own, so that a file's id is a type.
+// Storage types of numbers, with the sizes of their blocks. The ids are GGUF's own, so that a file's id is a type; fp8,
+// which no file has, lies beyond them.
 #pragma once
 
 #include <bit>
@@ -21,6 +22,7 @@ enum class Type : int32_t {
   q6_K = 14,
   i32 = 26,
   bf16 = 30,
+  fp8 = 1 << 16,  // e4m3, of the cache only
 };
 
 struct TypeInfo {
@@ -29,7 +31,7 @@ struct TypeInfo {
   int32_t block_bytes;    // bytes of such a block, scales included
 };
 
-/// Facts about `type`, or null where winnow does not know the id.
+/// Facts about the type that a file calls `id`, or null where winnow does not know it.
 const TypeInfo* find_type(int32_t id);
 const TypeInfo& type_info(Type type);
 /// Bytes of `n_values` consecutive values; `n_values` must be a multiple of the type's block.
@@ -48,5 +50,12 @@ inline uint16_t f32_to_bf16(float value) {
 
 float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float value);
+
+/// Eight bits with four of exponent and three of mantissa (OCP 8-bit floating point specification, 2023, E4M3): no
+/// infinities, one code of NaN for each sign, 448 the largest number. The cache stores plain e4m3, without scales: keys
+/// of the models at hand go up to 359, values to 126. Attention reads the NaN of a broken model as 480.
+float fp8_to_f32(uint8_t code);
+/// Round to nearest even; what lies beyond 448 and infinities become 448 with their sign, and a NaN the NaN 0x7f.
+uint8_t f32_to_fp8(float value);
 
 }  // namespace winnow

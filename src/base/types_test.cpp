@@ -98,16 +98,62 @@ TEST(Bfloat, TheNearestValueIsTaken) {
   }
 }
 
+/// The value of an E4M3 code by its definition, in plain arithmetic.
+double fp8_value(uint8_t code) {
+  const double sign = (code & 0x80) != 0 ? -1 : 1;
+  const int exponent = (code >> 3) & 15;
+  const int mantissa = code & 7;
+  if (exponent == 15 && mantissa == 7) return std::nan("");
+  return sign * (exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
+}
+
+TEST(Fp8, EveryCodeIsReadByItsDefinitionAndSurvivesTheRoundTrip) {
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    const auto code = static_cast<uint8_t>(bits);
+    const float read = fp8_to_f32(code);
+    if ((code & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(read)) << bits;
+      EXPECT_EQ(f32_to_fp8(read), 0x7f);
+    } else {
+      EXPECT_EQ(read, fp8_value(code)) << bits;
+      EXPECT_EQ(std::signbit(read), (code & 0x80) != 0) << bits;
+      EXPECT_EQ(f32_to_fp8(read), code);
+    }
+  }
+}
+
+TEST(Fp8, RoundsToNearestAndTiesToEven) {
+  for (uint8_t low = 0; low < 0x7e; ++low) {  // every pair of neighbouring numbers
+    const auto high = static_cast<uint8_t>(low + 1);
+    const auto middle = static_cast<float>((fp8_value(low) + fp8_value(high)) / 2);
+    EXPECT_EQ(f32_to_fp8(middle), low % 2 == 0 ? low : high) << int{low};
+    EXPECT_EQ(f32_to_fp8(std::nextafter(middle, 0.0F)), low) << int{low};
+    EXPECT_EQ(f32_to_fp8(std::nextafter(middle, 1e9F)), high) << int{low};
+    EXPECT_EQ(f32_to_fp8(-middle), 0x80 | (low % 2 == 0 ? low : high)) << int{low};
+  }
+}
+
+TEST(Fp8, WhatIsBeyondTheLargestNumberBecomesIt) {
+  for (const float beyond : {448.0F, 463.0F, 464.0F, 465.0F, 480.0F, 1e30F, std::numeric_limits<float>::infinity()}) {
+    EXPECT_EQ(f32_to_fp8(beyond), 0x7e) << beyond;
+    EXPECT_EQ(f32_to_fp8(-beyond), 0xfe) << beyond;
+  }
+  EXPECT_EQ(f32_to_fp8(std::numeric_limits<float>::denorm_min()), 0);
+}
+
 TEST(Types, IdsAreThoseOfTheFileFormat) {
   EXPECT_EQ(find_type(12)->name, "q4_K");
   EXPECT_EQ(find_type(30)->name, "bf16");
   EXPECT_EQ(find_type(3), &type_info(Type::q4_1));
   for (const int32_t unknown : {-1, 4, 5, 9, 31, 1 << 20}) EXPECT_EQ(find_type(unknown), nullptr) << unknown;
+  EXPECT_EQ(type_info(Type::fp8).name, "fp8");  // which no file can ask for
+  EXPECT_EQ(find_type(static_cast<int32_t>(Type::fp8)), nullptr);
 }
 
 TEST(Types, BytesCountWholeBlocks) {
   EXPECT_EQ(type_bytes(Type::f32, 3), 12U);
   EXPECT_EQ(type_bytes(Type::q8_0, 64), 68U);
+  EXPECT_EQ(type_bytes(Type::fp8, 40), 40U);
   EXPECT_EQ(type_bytes(Type::q6_K, 512), 420U);
   EXPECT_EQ(type_bytes(Type::q4_0, 0), 0U);
   EXPECT_EQ(type_bytes(Type::f16, int64_t{1} << 33), size_t{1} << 34);

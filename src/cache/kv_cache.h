@@ -20,7 +20,7 @@ struct CacheShape {
   int32_t n_layer = 0;
   int32_t n_head_kv = 0;
   int32_t head_dim = 0;
-  Type k_type = Type::f16, v_type = Type::f16;  // f32, f16, bf16 or q8_0
+  Type k_type = Type::f16, v_type = Type::f16;  // f32, f16, bf16, q8_0 or fp8
 };
 
 /// A change of one layer's cache. Slots are those before the edit.

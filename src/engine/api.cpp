@@ -11,7 +11,8 @@ Type kv_type(const std::string& name) {
   if (name == "f16") return Type::f16;
   if (name == "bf16") return Type::bf16;
   if (name == "q8_0") return Type::q8_0;
-  fail("kv is '{}'; it must be f16, bf16 or q8_0", name);
+  if (name == "fp8") return Type::fp8;
+  fail("kv is '{}'; it must be f16, bf16, q8_0 or fp8", name);
 }
 
 Engine make_engine(const std::shared_ptr<const Gguf>& file, const SessionOptions& options) {

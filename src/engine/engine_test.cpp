@@ -50,6 +50,25 @@ TEST_P(EngineTest, ChunkSizesAndSchedulesAgree) {
   }
 }
 
+// What rounding K and V costs; measured on ref: at most 0.001, 0.008, 0.037 and 0.16.
+TEST_P(EngineTest, EveryStorageTypeOfTheCacheStaysNearFloat32) {
+  const std::vector<int32_t> tokens = random_tokens(150);
+  const TinyEngine exact(GetParam(), {.kv_type = Type::f32}, "ref");
+  const std::vector<float> want = plain(exact, tokens);
+  const std::pair<Type, double> bounds[] = {
+      {Type::f16, 4e-3}, {Type::bf16, 2e-2}, {Type::q8_0, 8e-2}, {Type::fp8, 0.25}};
+  for (const auto& [type, bound] : bounds) {
+    for (const auto& [device, products] : {std::pair{"ref", 0.0}, std::pair{"cpu", kCpuBound}}) {
+      const TinyEngine tiny(GetParam(), {.kv_type = type}, device);
+      Sequence sequence = tiny.start();
+      tiny->prefill(sequence, std::span(tokens).first(140));
+      std::vector<float> logits;
+      for (const int32_t token : std::span(tokens).subspan(140)) logits = tiny->decode(sequence, token);
+      EXPECT_LT(relative_distance(logits, want), bound + products) << type_info(type).name << " on " << device;
+    }
+  }
+}
+
 TEST_P(EngineTest, TwoSequencesInABatchEqualTwoAlone) {
   const TinyEngine tiny(GetParam());
   const std::vector<int32_t> a = random_tokens(90, 1), b = random_tokens(33, 2);

@@ -13,6 +13,7 @@ namespace {
 
 Type kv_type(const std::string& name) {
   if (name == "bf16") return Type::bf16;
+  if (name == "fp8") return Type::fp8;
   return name == "q8_0" ? Type::q8_0 : Type::f16;
 }
 
@@ -72,11 +73,13 @@ void require_room(const Loaded& loaded, int64_t n_prompt, int64_t n_more, int64_
   const int64_t need = needed_bytes(engine, n_tokens) + other_bytes;
   const int64_t room = available_bytes(engine);
   if (need > room) {
+    const Type kv = engine.options().kv_type;
+    const bool is_byte_wide = kv == Type::q8_0 || kv == Type::fp8;
     fail(
         "{} tokens need about {} of memory beside the model's weights and only {} are free; a shorter prompt{} needs "
         "less",
         human_count(n_tokens), human_bytes(static_cast<double>(need)), human_bytes(static_cast<double>(room)),
-        engine.options().kv_type == Type::q8_0 ? "" : " or --kv q8_0");
+        is_byte_wide ? "" : " or --kv q8_0");
   }
 }
 

@@ -47,8 +47,8 @@ void add_json(CLI::App& app, bool& json) {
 void add_model_options(CLI::App& app, ModelOptions& options, const std::string& ctx_meaning) {
   add_model_path(app, options.path)->required();
   app.add_option("-c,--ctx", options.n_ctx, ctx_meaning)->check(whole_between(1, kMaxTokens))->type_name("N");
-  app.add_option("--kv", options.kv, "how keys and values are stored: f16, bf16 or q8_0 (default f16)")
-      ->check(CLI::IsMember({"f16", "bf16", "q8_0"}).description(""))
+  app.add_option("--kv", options.kv, "how keys and values are stored: f16, bf16, q8_0 or fp8 (default f16)")
+      ->check(CLI::IsMember({"f16", "bf16", "q8_0", "fp8"}).description(""))
       ->type_name("TYPE");
   app.add_option("--threads", options.threads, "threads (default: one for each core)")
       ->check(whole_between(1, 4096))

@@ -101,6 +101,7 @@ constexpr const char* kProblems[] = {
     "prefill rows=420 heads=4 kv=2 dim=64",
     "prefill rows=530 heads=2 kv=1 dim=128 type=bf16 softcap=5",
     "prefill rows=150 slots=700 heads=2 kv=2 dim=96 type=q8_0",
+    "prefill rows=150 slots=300 heads=2 kv=1 dim=64 type=fp8",
     "prefill rows=1 slots=130 heads=2 kv=1 dim=64",
     "prefill rows=65 slots=500 heads=3 kv=1 dim=80 holes=0.3",
     "prefill rows=200 heads=2 kv=1 dim=40",  // which not every kernel can make groups of

@@ -16,6 +16,8 @@ inline void with_codec(Type type, const F& f) {
       return f(CodecBf16{});
     case Type::q8_0:
       return f(CodecQ8{});
+    case Type::fp8:
+      return f(CodecFp8{});
     default:
       return f(CodecF16{});
   }

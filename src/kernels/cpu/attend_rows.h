@@ -108,23 +108,34 @@ inline void dot_rows_of(const RowTile& rows, int32_t dim, const float* q, int32_
 }
 
 /// Eight-bit rows take more work to unpack than one product of them; they are unpacked once for all queries.
-template <>
-inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits,
-                                 int64_t stride) {
+template <typename Codec>
+inline void dot_unpacked(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits, int64_t stride) {
   constexpr int32_t kRows = 16;  // few enough to stay in the first cache
   alignas(64) float values[kRows * kMostDim];
   const std::byte* row[kRows];
-  RowFetch fetch(rows, CodecQ8::row_bytes(dim), rows.n);
+  RowFetch fetch(rows, Codec::row_bytes(dim), rows.n);
   for (int32_t begin = 0; begin < rows.n; begin += kRows) {
     const int32_t n = smaller(kRows, rows.n - begin);
     for (int32_t j = 0; j < n; ++j) {
       fetch.step();
       float* to = values + int64_t{j} * dim;
-      unpack_row<CodecQ8>(rows.row[begin + j], dim, to);
+      unpack_row<Codec>(rows.row[begin + j], dim, to);
       row[j] = reinterpret_cast<const std::byte*>(to);
     }
     dot_rows_of<CodecF32>({row, nullptr, n}, dim, q, n_q, logits + begin, stride);
   }
+}
+
+template <>
+inline void dot_rows_of<CodecQ8>(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits,
+                                 int64_t stride) {
+  dot_unpacked<CodecQ8>(rows, dim, q, n_q, logits, stride);
+}
+
+template <>
+inline void dot_rows_of<CodecFp8>(const RowTile& rows, int32_t dim, const float* q, int32_t n_q, float* logits,
+                                  int64_t stride) {
+  dot_unpacked<CodecFp8>(rows, dim, q, n_q, logits, stride);
 }
 
 /// o_i += sum_j p_ij row_j, for kSize queries and kVectors vectors of the rows from value d on.

@@ -102,7 +102,7 @@ TEST_P(AttendKernelTest, HeadSizes) {
 }
 
 TEST_P(AttendKernelTest, StorageTypes) {
-  for (const char* type : {"f32", "f16", "bf16", "q8_0"}) {
+  for (const char* type : {"f32", "f16", "bf16", "q8_0", "fp8"}) {
     for (const int dim : {32, 64, 96}) {
       check(fmt::format("prefill rows=65 slots=150 dim={} type={}", dim, type));
       check(fmt::format("decode slots=150 dim={} type={}", dim, type));
@@ -110,11 +110,28 @@ TEST_P(AttendKernelTest, StorageTypes) {
   }
   check("prefill rows=65 dim=64 ktype=q8_0 vtype=f16");
   check("decode slots=65 dim=64 ktype=f32 vtype=q8_0");
+  for (const int dim : {8, 24, 40, 72, 128}) {
+    check(fmt::format("prefill rows=65 slots=150 dim={} ktype=fp8 vtype=f16", dim));
+    check(fmt::format("decode slots=150 dim={} ktype=f16 vtype=fp8", dim));
+  }
+}
+
+TEST_P(AttendKernelTest, EveryCodeOfFp8IsReadExactly) {
+  std::vector<std::byte> codes(256);
+  std::vector<float> expected(256), sum(256), weight(kTileSlots);
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<std::byte>((i & 0x7f) == 0x7f ? 0 : i);  // but for NaN
+    expected[i] = fp8_to_f32(static_cast<uint8_t>(codes[i]));
+  }
+  weight[0] = 1;
+  const std::byte* row = codes.data();
+  GetParam()->mix_rows({&row, nullptr, 1}, Type::fp8, 256, weight.data(), kTileSlots, 1, sum.data(), nullptr);
+  EXPECT_EQ(sum, expected);
 }
 
 /// Decode is bound by memory and need not round as prefill does.
 TEST_P(AttendKernelTest, DecodeIsExact) {
-  for (const char* type : {"f32", "f16", "bf16", "q8_0"}) {
+  for (const char* type : {"f32", "f16", "bf16", "q8_0", "fp8"}) {
     for (const int dim : {64, 128, 192}) {
       for (const int heads : {1, 2, 5, 6, 7, 14}) {
         const std::string text =
@@ -161,9 +178,10 @@ std::string random_problem(std::mt19937& random) {
       "prefill rows={} slots={} kv={} heads={} dim={} ktype={} vtype={} density={} block_q={} block_k={} columns={} "
       "unaligned={} shared={} window={} softcap={} bias={} holes={} skip={} seed={}",
       rows, rows + static_cast<int>(random() % 200) * one_of(0, 1, 3), kv, kv * one_of(1, 2, 5), one_of(32, 64, 96),
-      one_of("f32", "f16", "bf16", "q8_0"), one_of("f32", "f16", "bf16", "q8_0"), one_of(1.0, 0.5, 0.1, 0.0),
-      one_of(64, 128), one_of(64, 128), one_of(0, 3, 90), one_of(0, 1), one_of(0, 1), one_of(0, 0, 1, 70, 300),
-      one_of(0, 0, 5), one_of(0, 1), one_of(0.0, 0.0, 0.3), one_of(0.0, 0.0, 0.2, 0.6), random() % 1000);
+      one_of("f32", "f16", "bf16", "q8_0", "fp8"), one_of("f32", "f16", "bf16", "q8_0", "fp8"),
+      one_of(1.0, 0.5, 0.1, 0.0), one_of(64, 128), one_of(64, 128), one_of(0, 3, 90), one_of(0, 1), one_of(0, 1),
+      one_of(0, 0, 1, 70, 300), one_of(0, 0, 5), one_of(0, 1), one_of(0.0, 0.0, 0.3), one_of(0.0, 0.0, 0.2, 0.6),
+      random() % 1000);
 }
 
 TEST_P(AttendKernelTest, RandomProblems) {
@@ -373,7 +391,8 @@ class VerbsTest : public testing::Test {
 TEST_F(VerbsTest, ScoreWindow) {
   for (const char* text :
        {"prefill rows=64 slots=500 dim=64 heads=4 kv=2", "prefill rows=5 slots=99 dim=40 heads=2 kv=1",
-        "prefill rows=9 slots=130 dim=64 window=30 softcap=3 bias=1 holes=0.3 type=q8_0"}) {
+        "prefill rows=9 slots=130 dim=64 window=30 softcap=3 bias=1 holes=0.3 type=q8_0",
+        "prefill rows=9 slots=130 dim=72 window=30 holes=0.3 type=fp8"}) {
     const ProblemData data(parse_problem(text));
     const AttnArgs& args = data.args();
     const ProbeArgs probe{args.q, args.kv, args.limit, args.scale, args.softcap, args.window};
@@ -387,7 +406,8 @@ TEST_F(VerbsTest, ScoreWindow) {
 }
 
 TEST_F(VerbsTest, Pools) {
-  for (const char* text : {"prefill rows=64 slots=500 dim=64", "prefill rows=200 dim=40 heads=2 kv=2 type=bf16"}) {
+  for (const char* text : {"prefill rows=64 slots=500 dim=64", "prefill rows=200 dim=40 heads=2 kv=2 type=bf16",
+                           "prefill rows=65 slots=200 dim=40 heads=2 kv=2 type=fp8"}) {
     const ProblemData data(parse_problem(text));
     const AttnArgs& args = data.args();
     std::vector<float> actual;
@@ -405,8 +425,8 @@ TEST_F(VerbsTest, Pools) {
 
 TEST_F(VerbsTest, GatherKeys) {
   const std::vector<int32_t> slots = {499, 0, 63, 64, 64, 130, 7};
-  for (const char* text :
-       {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill rows=64 slots=500 dim=96 type=q8_0"}) {
+  for (const char* text : {"prefill rows=64 slots=500 dim=64 heads=2 kv=2",
+                           "prefill rows=64 slots=500 dim=96 type=q8_0", "prefill rows=64 slots=500 dim=72 type=fp8"}) {
     const ProblemData data(parse_problem(text));
     const KvView& kv = data.args().kv;
     std::vector<float> all;

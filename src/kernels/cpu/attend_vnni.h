@@ -1,4 +1,4 @@
-// Decode over an eight-bit cache in integers: float32 would take longer for its products than memory takes for their
+// Decode over a q8_0 cache in integers: float32 would take longer for its products than memory takes for their
 // factors. Queries and softmax weights are rounded to 16 bits, and the sums of products are exact; what remains of
 // the rounding is some hundredth of that of the cache's own.
 #pragma once

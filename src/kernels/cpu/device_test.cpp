@@ -152,7 +152,7 @@ TEST_P(CpuDeviceTest, HeadsAndRope) {
 TEST_P(CpuDeviceTest, StoresAndLoadsSlots) {
   constexpr int32_t kHeadDim = 96;
   constexpr int32_t kHeads = 3;
-  for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q8_0}) {
+  for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q8_0, Type::fp8}) {
     const size_t bytes = kv_block_bytes(type, kHeadDim);
     const auto k_block = cpu.allocate(2 * bytes * kHeads);
     const auto v_block = cpu.allocate(2 * bytes * kHeads);
@@ -170,7 +170,7 @@ TEST_P(CpuDeviceTest, StoresAndLoadsSlots) {
       target.push_back({std::span(k_at).subspan(2 * h, 2), std::span(v_at).subspan(2 * h, 2), kFirst});
     }
     cpu.store_kv(k.on_cpu->heads(kHeadDim), v.on_cpu->heads(kHeadDim), type, type, target);
-    const double bound = type == Type::f32 ? 0 : type == Type::f16 ? 4e-4 : 1e-2;
+    const double bound = type == Type::f32 ? 0 : type == Type::f16 ? 4e-4 : type == Type::fp8 ? 4e-2 : 1e-2;
     std::vector<float> values(kHeadDim);
     for (int32_t row = 0; row < kBlockSlots; ++row) {
       for (int32_t h = 0; h < kHeads; ++h) {

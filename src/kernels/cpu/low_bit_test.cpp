@@ -117,7 +117,7 @@ TEST(LowBitScores, EstimateEveryLogitUpToAConstantOfTheRow) {
   for (const char* name : {"cpu", "ref"}) {
     const auto device = make_device(name, 2);
     for (const int32_t dim : {24, 64, 128}) {
-      for (const Type type : {Type::f32, Type::f16, Type::q8_0}) {
+      for (const Type type : {Type::f32, Type::f16, Type::q8_0, Type::fp8}) {
         if (type == Type::q8_0 && dim % 32 != 0) continue;
         const Case c(*device, dim, type);
         const auto scores = device->low_bit_scores(c.args);
@@ -148,14 +148,14 @@ TEST(LowBitScores, EstimateEveryLogitUpToAConstantOfTheRow) {
 
 TEST(LowBitScores, ReadAnEightBitCacheItself) {
   const auto device = make_device("cpu", 1);
-  for (const Type type : {Type::q8_0, Type::f16}) {
+  for (const Type type : {Type::q8_0, Type::f16, Type::fp8}) {
     Case c(*device, 64, type);
     const auto scores = device->low_bit_scores(c.args);
     std::vector<float> before, after;
     scores->score(c.args.q, 0, {0, c.n, 1}, before);
     std::fill(c.stored.begin(), c.stored.end(), std::byte{0});
     scores->score(c.args.q, 0, {0, c.n, 1}, after);
-    EXPECT_EQ(before == after, type == Type::f16);
+    EXPECT_EQ(before == after, type != Type::q8_0);
   }
 }
 

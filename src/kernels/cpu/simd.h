@@ -288,6 +288,34 @@ struct CodecF16 {
   static Floats load(const std::byte* row, int32_t d) { return load_f16(reinterpret_cast<const uint16_t*>(row) + d); }
 };
 
+/// e4m3. Its exponent's and its mantissa's bits, read as f16, are the number times 2^-8, subnormals included; the codes
+/// of NaN, which no finite value is stored as, read as 480 with their sign.
+struct CodecFp8 {
+  static constexpr int64_t row_bytes(int32_t head_dim) { return head_dim; }
+  static Floats load(const std::byte* row, int32_t d) {
+    const std::byte* from = row + d;
+#if defined(__AVX512F__)
+    // Sign-extended and moved by 7 the sign is bit 15, and its copy in bit 14 is in the exponent's way.
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const Floats v = _mm512_cvtph_ps(half);
+#elif defined(__AVX2__)
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const Floats v = _mm256_cvtph_ps(half);
+#else
+    uint16_t half[kLanes];
+    WINNOW_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      const auto code = static_cast<uint32_t>(from[i]);
+      half[i] = static_cast<uint16_t>((code & 0x80U) << 8 | (code & 0x7fU) << 7);
+    }
+    const Floats v = load_f16(half);
+#endif
+    return v * 256.0F;
+  }
+};
+
 inline float scalar_f16(const std::byte* from) {
   uint16_t bits = 0;
   __builtin_memcpy(&bits, from, 2);

@@ -25,7 +25,7 @@ TEST_P(BestProductsTest, AreThoseOfPlainLoops) {
   if (!kernel.runs_on(machine_features())) GTEST_SKIP() << "this processor cannot run " << kernel.name;
   for (const char* text :
        {"prefill rows=64 slots=300 heads=2 kv=1 dim=64", "prefill rows=64 slots=300 dim=128 type=q8_0",
-        "prefill rows=64 slots=300 dim=96 type=bf16"}) {
+        "prefill rows=64 slots=300 dim=96 type=bf16", "prefill rows=64 slots=300 dim=80 type=fp8"}) {
     const ProblemData data(parse_problem(text));
     const AttnArgs& args = data.args();
     const KvHead& kv = args.kv.heads.front();

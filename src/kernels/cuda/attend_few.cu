@@ -262,6 +262,7 @@ void with_types(Type type, const FewJob& job, const F& f) {
   if (type == Type::f16) return with_dim.template operator()<Type::f16>();
   if (type == Type::bf16) return with_dim.template operator()<Type::bf16>();
   if (type == Type::q8_0) return with_dim.template operator()<Type::q8_0>();
+  if (type == Type::fp8) return with_dim.template operator()<Type::fp8>();
   return with_dim.template operator()<Type::f32>();
 }
 

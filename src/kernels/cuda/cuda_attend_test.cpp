@@ -106,7 +106,7 @@ TEST_P(CudaAttend, HeadSizes) {
 }
 
 TEST_P(CudaAttend, StorageTypes) {
-  for (const char* type : {"f32", "f16", "bf16", "q8_0"}) {
+  for (const char* type : {"f32", "f16", "bf16", "q8_0", "fp8"}) {
     for (const int dim : {32, 64, 96, 128}) {
       check(fmt::format("prefill rows=65 slots=150 dim={} type={}", dim, type));
       check(fmt::format("decode slots=150 dim={} type={}", dim, type));
@@ -114,6 +114,11 @@ TEST_P(CudaAttend, StorageTypes) {
   }
   check("prefill rows=65 dim=64 ktype=q8_0 vtype=f16");
   check("decode slots=65 dim=64 ktype=f32 vtype=q8_0");
+  for (const int dim : {8, 16, 24, 40, 72, 120, 192, 256}) {  // fp8 rows of any multiple of 8 bytes
+    check(fmt::format("prefill rows=65 slots=150 dim={} type=fp8", dim));
+    check(fmt::format("decode slots=150 dim={} heads=4 kv=1 type=fp8", dim));
+    check(fmt::format("decode slots=150 dim={} ktype=fp8 vtype=f16 holes=0.3", dim));
+  }
 }
 
 TEST_P(CudaAttend, RowCounts) {
@@ -148,9 +153,9 @@ std::string random_problem(std::mt19937& random) {
       "prefill rows={} slots={} kv={} heads={} dim={} ktype={} vtype={} density={} block_q={} block_k={} columns={} "
       "unaligned={} shared={} window={} softcap={} bias={} holes={} seed={}",
       rows, rows + static_cast<int>(random() % 200) * one_of(0, 1, 3), kv, kv * one_of(1, 2, 5), one_of(32, 64, 96),
-      one_of("f32", "f16", "bf16", "q8_0"), one_of("f32", "f16", "bf16", "q8_0"), one_of(1.0, 0.5, 0.1, 0.0),
-      one_of(64, 128), one_of(64, 128), one_of(0, 3, 90), one_of(0, 1), one_of(0, 1), one_of(0, 0, 1, 70, 300),
-      one_of(0, 0, 5), one_of(0, 1), one_of(0.0, 0.0, 0.3), random() % 1000);
+      one_of("f32", "f16", "bf16", "q8_0", "fp8"), one_of("f32", "f16", "bf16", "q8_0", "fp8"),
+      one_of(1.0, 0.5, 0.1, 0.0), one_of(64, 128), one_of(64, 128), one_of(0, 3, 90), one_of(0, 1), one_of(0, 1),
+      one_of(0, 0, 1, 70, 300), one_of(0, 0, 5), one_of(0, 1), one_of(0.0, 0.0, 0.3), random() % 1000);
 }
 
 TEST_P(CudaAttend, RandomProblems) {

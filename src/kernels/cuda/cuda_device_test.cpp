@@ -268,7 +268,7 @@ TEST_F(CudaOps, FewRowsDoNotTouchEachOther) {
 TEST_F(CudaOps, StoresSlots) {
   constexpr int32_t kHeadDim = 96, kHeads = 3, kRows = 100;
   for (const Type rows_type : kBoth) {
-    for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q8_0}) {
+    for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q8_0, Type::fp8}) {
       const size_t bytes = kv_block_bytes(type, kHeadDim);
       Pair k(device(), ref, rows_type, kRows, kHeads * kHeadDim, 5),
           v(device(), ref, rows_type, kRows, kHeads * kHeadDim, 6);

@@ -33,12 +33,14 @@ class CudaEngine : public test::GpuTest {
 
 TEST_F(CudaEngine, ModelsEqualRef) {
   for (const std::string& architecture : tiny_architectures()) {
-    for (const Type kv : {Type::f16, Type::q8_0}) {
+    for (const Type kv : {Type::f16, Type::q8_0, Type::fp8}) {
+      // Values at the border of two codes of fp8 go to either side.
+      const double bound = kv == Type::fp8 ? 2 * kBound : kBound;
       const TinyEngine here(architecture, {.kv_type = kv}, "ref"), there(architecture, {.kv_type = kv}, "cuda");
       for (const int32_t n : {1, 5, 17, 100, 300}) {
-        EXPECT_LT(relative_distance(logits(there, {}, n, 0), logits(here, {}, n, 0)), kBound) << architecture << n;
+        EXPECT_LT(relative_distance(logits(there, {}, n, 0), logits(here, {}, n, 0)), bound) << architecture << n;
       }
-      EXPECT_LT(relative_distance(logits(there, {}, 70, 70), logits(here, {}, 70, 70)), kBound) << architecture;
+      EXPECT_LT(relative_distance(logits(there, {}, 70, 70), logits(here, {}, 70, 70)), bound) << architecture;
     }
   }
 }

@@ -32,6 +32,7 @@ TEST_F(CudaVerbs, ScoreWindow) {
   for (const char* text :
        {"prefill rows=64 slots=500 dim=64 heads=4 kv=2", "prefill rows=5 slots=99 dim=40 heads=2 kv=1",
         "prefill rows=9 slots=130 dim=64 window=30 softcap=3 bias=1 holes=0.3 type=q8_0",
+        "prefill rows=9 slots=130 dim=72 window=30 holes=0.3 type=fp8",
         "prefill rows=100 slots=1000 dim=128 heads=2 kv=2 type=f32"}) {
     SCOPED_TRACE(text);
     const ProblemData data(parse_problem(text));
@@ -54,7 +55,8 @@ TEST_F(CudaVerbs, ScoreWindow) {
 
 TEST_F(CudaVerbs, PoolsFromSeveralThreads) {
   for (const char* text :
-       {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill rows=200 dim=40 heads=2 kv=2 type=bf16"}) {
+       {"prefill rows=64 slots=500 dim=64 heads=2 kv=2", "prefill rows=200 dim=40 heads=2 kv=2 type=bf16",
+        "prefill rows=65 slots=200 dim=40 heads=2 kv=2 type=fp8"}) {
     const ProblemData data(parse_problem(text));
     ProblemOn on_gpu(device(), data);
     std::vector<float> q = rounded_q(data);

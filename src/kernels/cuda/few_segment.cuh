@@ -186,7 +186,8 @@ class Segment {
       RingEntry& entry = shared_.entries[warp_][stage];
       if (lane_ < kChunk) entry.slot[lane_] = slot;
       if (lane_ == 0) entry.chunk = index, entry.all_see = chunk.all_see(item_);
-      const bool is_run = chunk.column == nullptr && chunk.n == kChunk && chunk.begin % kChunk == 0;
+      const bool is_run =
+          chunk.column == nullptr && chunk.n == kChunk && chunk.begin % kChunk == 0 && T::runs(head_dim_);
       const int32_t first = __shfl_sync(~0U, slot, 0);  // rows of zeros need an address as well
       const int32_t at = is_run || slot < 0 ? max(first, 0) : slot;
       const std::byte* k = kPass == Pass::values ? nullptr : row_at(job_.call.k, at);
@@ -347,7 +348,7 @@ class Segment {
         sum_[nt][i] = sum_[nt][i] * shrink[nt][i] + s[nt][i] + s[nt][i + 2];
         max_[nt][i] = largest;
       }
-      w[nt] = make_weights<T::kBf16>(s[nt]);
+      w[nt] = make_weights<T>(s[nt]);
     }
     if (__any_sync(~0U, grew)) {
 #pragma unroll

@@ -1,13 +1,14 @@
 // Sixteen slots of K or V, as the cache stores them, on their way into the operands of mma.sync: how they lie in shared
 // memory, how they are copied there, and how a lane reads its share. Row r of a product's 16 is slot slot_of_row(r).
 //
-// f16 and bf16 rows are padded by 16 bytes, so that ldmatrix has no bank conflicts. q8_0 stays as it is, row after row
-// without padding, and is turned into f16 in registers. f32 becomes a sum of two bf16.
+// f16, bf16 and fp8 rows are padded by 16 bytes, so that ldmatrix has no bank conflicts. q8_0 stays as it is, row after
+// row without padding. Both bytes are turned into f16 in registers. f32 becomes a sum of two bf16.
 #pragma once
 
 #include <cuda_fp16.h>
 
 #include "attention/types.h"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/mma_sm80.cuh"
 
 namespace winnow::cuda {
@@ -21,27 +22,34 @@ template <Type kType, int32_t kDim>
 struct Tile {
   static constexpr bool kQ8 = kType == Type::q8_0;
   static constexpr bool kF32 = kType == Type::f32;
+  static constexpr bool kFp8 = kType == Type::fp8;
   static constexpr bool kBf16 = kType == Type::bf16 || kF32;  // the number format of the products
+  static constexpr int32_t kBytes = kF32 ? 4 : kFp8 ? 1 : 2;  // of a value, but for q8_0
+  static constexpr float kUnit = kFp8 ? kFp8Unit : 1;         // of K and V as the products see them
   static constexpr int32_t kValues = kDim;
   static constexpr int32_t kSteps = kDim / 16;
 
-  __host__ __device__ static constexpr int32_t row_stride() { return kDim * (kF32 ? 4 : 2) + 16; }
+  __host__ __device__ static constexpr int32_t row_stride() { return kDim * kBytes + 16; }
   /// Bytes of a chunk; reads of q8_0 go a few bytes beyond its last row.
   __host__ __device__ static constexpr int32_t bytes(int32_t head_dim) {
     return kQ8 ? kChunk * (head_dim / kQ8Block) * kQ8Bytes + 16 : kChunk * row_stride();
   }
   __host__ __device__ static constexpr int32_t row_bytes(int32_t head_dim) {
-    return kQ8 ? head_dim / kQ8Block * kQ8Bytes : head_dim * (kF32 ? 4 : 2);
+    return kQ8 ? head_dim / kQ8Block * kQ8Bytes : head_dim * kBytes;
   }
+  /// Whether every row begins at a multiple of 16 bytes, and whether chunks can be copied by copy_run.
+  __host__ __device__ static constexpr bool aligned(int32_t head_dim) { return kFp8 ? head_dim % 16 == 0 : !kQ8; }
+  __host__ __device__ static constexpr bool runs(int32_t head_dim) { return kQ8 || aligned(head_dim); }
   /// The first of two neighbouring values of a key that lane t multiplies in product `step`, in half 0 or 1 of its
   /// operand. Any order will do that is the same for queries and keys; these make reads wide.
   __host__ __device__ static constexpr int32_t key_value(int32_t step, int32_t t, int32_t half) {
     if (kQ8) return t * (kDim / 4) + 4 * step + 2 * half;
-    return kF32 ? 16 * step + 4 * t + 2 * half : 16 * step + 2 * t + 8 * half;
+    return kF32 || kFp8 ? 16 * step + 4 * t + 2 * half : 16 * step + 2 * t + 8 * half;
   }
   /// The value of v that row g (half 0) or g + 8 (half 1) of product `step` computes.
   __host__ __device__ static constexpr int32_t value(int32_t step, int32_t g, int32_t half) {
-    return kQ8 ? g * (kDim / 8) + 2 * step + half : 16 * step + g + 8 * half;
+    if (kQ8) return g * (kDim / 8) + 2 * step + half;
+    return kFp8 ? 16 * step + 2 * g + half : 16 * step + g + 8 * half;
   }
 };
 
@@ -92,7 +100,7 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const std::byte* mine, bo
         reinterpret_cast<const std::byte*>(__shfl_sync(~0U, reinterpret_cast<unsigned long long>(mine), row));
     const uint32_t at = to + row * stride;
     const bool real = (reals >> row & 1) != 0;
-    if constexpr (!TileT::kQ8) {
+    if (TileT::aligned(head_dim)) {
       for (int32_t i = lane * 16; i < row_bytes; i += 32 * 16) copy_async_16(at + i, from + i, real ? 16 : 0);
     } else if (row_bytes % 4 == 0) {
       for (int32_t i = lane * 4; i < row_bytes; i += 32 * 4) copy_async_4(at + i, from + i, real ? 4 : 0);
@@ -203,6 +211,28 @@ __device__ __forceinline__ void multiply_keys_f32(const char* tile, const QueryO
   }
 }
 
+/// A lane's 32 bits of an 8x8 matrix are four neighbours of one row; two steps' values lie in one load.
+template <int32_t kDim, int32_t kTiles>
+__device__ __forceinline__ void multiply_keys_fp8(uint32_t at, const QueryOperand* q, float (&s)[kTiles][4],
+                                                  float (&rest)[kTiles][4]) {
+  constexpr int32_t kSteps = kDim / 16;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+#pragma unroll
+  for (int32_t step = 0; step < kSteps; step += 2) {
+    uint32_t codes[4];
+    load_matrices(codes, at + 16 * step);
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      const uint32_t a[4] = {fp8_pair<0>(codes[2 * i]), fp8_pair<0>(codes[2 * i + 1]), fp8_pair<1>(codes[2 * i]),
+                             fp8_pair<1>(codes[2 * i + 1])};
+#pragma unroll
+      for (int32_t nt = 0; nt < kTiles; ++nt) {
+        multiply_key<false>(s[nt], rest[nt], a, q[(nt * kSteps + step + i) * 32 + lane]);
+      }
+    }
+  }
+}
+
 /// s[nt] = K Q^T of a chunk: rows are slots, columns the 8 queries of each tile. q: [kTiles, kDim / 16, 32 lanes].
 template <Type kType, int32_t kDim, int32_t kTiles>
 __device__ __forceinline__ void multiply_keys(const char* tile, const QueryOperand* q, int32_t head_dim,
@@ -218,36 +248,40 @@ __device__ __forceinline__ void multiply_keys(const char* tile, const QueryOpera
     multiply_keys_f32<kDim, kTiles>(tile, q, s, rest);
   } else {
     const uint32_t at = shared_address(tile) + (slot_of_row(lane % 8) + (lane & 8)) * T::row_stride() + lane / 16 * 16;
+    if constexpr (T::kFp8) {
+      multiply_keys_fp8<kDim, kTiles>(at, q, s, rest);
+    } else {
 #pragma unroll
-    for (int32_t step = 0; step < T::kSteps; ++step) {
-      uint32_t a[4];
-      load_matrices(a, at + 32 * step);
+      for (int32_t step = 0; step < T::kSteps; ++step) {
+        uint32_t a[4];
+        load_matrices(a, at + 32 * step);
 #pragma unroll
-      for (int32_t nt = 0; nt < kTiles; ++nt) {
-        multiply_key<T::kBf16>(s[nt], rest[nt], a, q[(nt * T::kSteps + step) * 32 + lane]);
+        for (int32_t nt = 0; nt < kTiles; ++nt) {
+          multiply_key<T::kBf16>(s[nt], rest[nt], a, q[(nt * T::kSteps + step) * 32 + lane]);
+        }
       }
     }
   }
 #pragma unroll
   for (int32_t nt = 0; nt < kTiles; ++nt) {
 #pragma unroll
-    for (int32_t e = 0; e < 4; ++e) s[nt][e] += rest[nt][e];
+    for (int32_t e = 0; e < 4; ++e) s[nt][e] = (s[nt][e] + rest[nt][e]) * T::kUnit;
   }
 }
 
-/// Probabilities of a chunk as operand B: rows 2t, 2t + 1 (.x) and 2t + 8, 2t + 9 (.y) of query g; `rest` as in
-/// QueryOperand, for formats of 8 digits.
+/// Probabilities of a chunk, times the unit of V, as operand B: rows 2t, 2t + 1 (.x) and 2t + 8, 2t + 9 (.y) of query
+/// g; `rest` as in QueryOperand, for formats of 8 digits.
 struct Weights {
   uint2 main, rest;
 };
 
-template <bool kBf16>
+template <typename TileT>
 __device__ __forceinline__ Weights make_weights(const float (&p)[4]) {
   Weights w{};
-  const uint32_t x = pack<kBf16>(p[0], p[1]);
-  const uint32_t y = pack<kBf16>(p[2], p[3]);
+  const uint32_t x = pack<TileT::kBf16>(p[0] * TileT::kUnit, p[1] * TileT::kUnit);
+  const uint32_t y = pack<TileT::kBf16>(p[2] * TileT::kUnit, p[3] * TileT::kUnit);
   w.main = {transpose_matrix(x), transpose_matrix(y)};
-  if constexpr (kBf16) {
+  if constexpr (TileT::kBf16) {
     w.rest = {transpose_matrix(pack_rest<true>(p[0], p[1], x)), transpose_matrix(pack_rest<true>(p[2], p[3], y))};
   }
   return w;
@@ -317,6 +351,24 @@ __device__ __forceinline__ void multiply_values_f32(const char* tile, const Weig
   }
 }
 
+/// Transposed, a lane has two neighbouring values of two slots; each value is one row of the product.
+template <int32_t kDim, int32_t kTiles>
+__device__ __forceinline__ void multiply_values_fp8(uint32_t at, const Weights (&w)[kTiles],
+                                                    float (&o)[kTiles][kDim / 16][4]) {
+#pragma unroll
+  for (int32_t step = 0; step < kDim / 16; step += 2) {
+    uint32_t codes[4];
+    load_matrices_transposed(codes, at + 16 * step);
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      const uint32_t a[4] = {fp8_high_bytes(codes[i] << 8), fp8_high_bytes(codes[i]), fp8_high_bytes(codes[i + 2] << 8),
+                             fp8_high_bytes(codes[i + 2])};
+#pragma unroll
+      for (int32_t nt = 0; nt < kTiles; ++nt) multiply_value<false>(o[nt][step + i], a, w[nt]);
+    }
+  }
+}
+
 /// o[nt] += V^T P^T of a chunk: rows are values of a head, columns the queries.
 template <Type kType, int32_t kDim, int32_t kTiles>
 __device__ __forceinline__ void multiply_values(const char* tile, const Weights (&w)[kTiles], int32_t head_dim,
@@ -330,12 +382,16 @@ __device__ __forceinline__ void multiply_values(const char* tile, const Weights 
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t row = slot_of_row(lane % 8) + (lane >= 16 ? 8 : 0);
     const uint32_t at = shared_address(tile) + row * T::row_stride() + (lane & 8) * 2;
+    if constexpr (T::kFp8) {
+      multiply_values_fp8<kDim, kTiles>(at, w, o);
+    } else {
 #pragma unroll
-    for (int32_t step = 0; step < T::kSteps; ++step) {
-      uint32_t a[4];
-      load_matrices_transposed(a, at + 32 * step);
+      for (int32_t step = 0; step < T::kSteps; ++step) {
+        uint32_t a[4];
+        load_matrices_transposed(a, at + 32 * step);
 #pragma unroll
-      for (int32_t nt = 0; nt < kTiles; ++nt) multiply_value<T::kBf16>(o[nt][step], a, w[nt]);
+        for (int32_t nt = 0; nt < kTiles; ++nt) multiply_value<T::kBf16>(o[nt][step], a, w[nt]);
+      }
     }
   }
 }

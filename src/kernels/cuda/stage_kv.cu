@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace winnow::cuda {
@@ -71,8 +72,22 @@ struct Stored<Type::q8_0> {  // blocks of 32: an f16 scale, then 32 signed bytes
   }
 };
 
+template <>
+struct Stored<Type::fp8> {
+  uint2 codes;
+  __device__ void load(const std::byte* row, int32_t i) { codes = *reinterpret_cast<const uint2*>(row + i); }
+  __device__ static uint32_t convert(uint32_t two) {
+    const float2 x = fp8_floats(two);
+    return pack(x.x, x.y);
+  }
+  __device__ uint4 convert() const {
+    return {convert(codes.x), convert(codes.x >> 16), convert(codes.y), convert(codes.y >> 16)};
+  }
+};
+
 __host__ __device__ constexpr int64_t row_bytes(Type type, int32_t head_dim) {
-  return type == Type::q8_0 ? head_dim / 32 * 34 : head_dim * (type == Type::f32 ? 4 : 2);
+  if (type == Type::q8_0) return head_dim / 32 * 34;
+  return head_dim * (type == Type::f32 ? 4 : type == Type::fp8 ? 1 : 2);
 }
 
 /// Block blockIdx.x of kv head blockIdx.y, of K or V.
@@ -116,6 +131,7 @@ void stage(const StageArgs& args, Type type, const std::byte* const* blocks, __n
   if (type == Type::f16) return stage<Type::f16>(args, blocks, out);
   if (type == Type::bf16) return stage<Type::bf16>(args, blocks, out);
   if (type == Type::q8_0) return stage<Type::q8_0>(args, blocks, out);
+  if (type == Type::fp8) return stage<Type::fp8>(args, blocks, out);
   stage<Type::f32>(args, blocks, out);
 }
 

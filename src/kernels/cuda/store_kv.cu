@@ -1,6 +1,7 @@
 #include "kernels/cuda/store_kv.h"
 
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
@@ -40,6 +41,13 @@ __device__ void store_f16(std::byte* row, int chunk, const float (&v)[8]) {
   reinterpret_cast<uint4*>(row)[chunk] = {words[0], words[1], words[2], words[3]};
 }
 
+__device__ void store_fp8(std::byte* row, int chunk, const float (&v)[8]) {
+  const auto two = [&](int i) {
+    return static_cast<uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(v[i], v[i + 1]), __NV_SATFINITE, __NV_E4M3));
+  };
+  reinterpret_cast<uint2*>(row)[chunk] = {two(0) | two(2) << 16, two(4) | two(6) << 16};
+}
+
 /// One thread for eight values of a head of a row; blockIdx.y 0: keys, 1: values.
 template <typename T>
 __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __grid_constant__ StoreArgs v,
@@ -66,6 +74,8 @@ __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __g
     return;
   } else if (args.type == Type::f32) {
     store8(reinterpret_cast<float*>(block) + within * from.head_dim + 8 * chunk, values);
+  } else if (args.type == Type::fp8) {
+    store_fp8(block + within * from.head_dim, chunk, values);
   } else if (args.type == Type::bf16) {
     store8(reinterpret_cast<bf16*>(block) + within * from.head_dim + 8 * chunk, values);
   } else {

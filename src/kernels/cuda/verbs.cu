@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -24,6 +25,8 @@ __device__ float decode(const std::byte* row, Type type, int d) {
       return __bfloat162float(reinterpret_cast<const bf16*>(row)[d]);
     case Type::f16:
       return __half2float(reinterpret_cast<const __half*>(row)[d]);
+    case Type::fp8:
+      return fp8_floats(static_cast<uint32_t>(row[d])).x;
     default: {  // q8_0
       const std::byte* block = row + d / 32 * 34;
       return __half2float(*reinterpret_cast<const __half*>(block)) *
@@ -34,7 +37,7 @@ __device__ float decode(const std::byte* row, Type type, int d) {
 
 __host__ __device__ int32_t row_bytes(Type type, int32_t dim) {
   if (type == Type::q8_0) return dim / 32 * 34;
-  return type == Type::f32 ? 4 * dim : 2 * dim;
+  return dim * (type == Type::f32 ? 4 : type == Type::fp8 ? 1 : 2);
 }
 
 /// Rows of a product, whatever they are stored in.

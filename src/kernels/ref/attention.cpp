@@ -29,6 +29,8 @@ Row load_row(std::span<const std::byte* const> blocks, Type type, int32_t head_d
       uint16_t scale = 0;
       std::memcpy(&scale, block, 2);
       value = static_cast<double>(f16_to_f32(scale)) * static_cast<int8_t>(block[2 + d % 32]);
+    } else if (type == Type::fp8) {
+      value = fp8_to_f32(static_cast<uint8_t>(at[d]));
     } else {
       uint16_t bits = 0;
       std::memcpy(&bits, at + static_cast<size_t>(d) * 2, 2);
