@@ -1,4 +1,5 @@
-// What one instruction set offers to estimates by antidiagonals (attention/ops.h, antidiagonal_scores).
+// What one instruction set offers to estimates by antidiagonals (attention/ops.h, antidiagonal_scores), and to those by
+// averaged heads (proxy_scores), whose groups are single rows and slots.
 //
 // A group is `stride` rows or slots, and one long vector: its keys one behind the other, or its queries in reverse
 // order. The sum along an antidiagonal of logits is then one product of two vectors, and row groups lie on the lanes
@@ -30,8 +31,12 @@ struct RowGroups {
   const int32_t* seen = nullptr;  // [ceil(n_rows / stride)] slot groups that each sees, ascending
   float scale = 1;                // of a mean logit
   float softcap = 0;
-  float* scores = nullptr;  // [blocks of rows, n_block]: probabilities are added to it
+  float* scores = nullptr;  // [blocks of rows, n_block]; see BlockScore
 };
+
+/// What becomes of the probabilities between the groups of a block of rows and those of a block of slots: their sum,
+/// added to the score, or the logarithm of the largest one, if that is more than the score.
+enum class BlockScore { sum, log_of_largest };
 
 inline constexpr int32_t kMostPanels = 4;  // row groups of so many heads or places that take turns over the same keys
 
@@ -46,7 +51,9 @@ struct AntidiagonalKernel {
   /// How many panels should take turns, and what the scratch of a call is.
   int32_t (*n_panels)(const SlotGroups& groups);
   size_t (*scratch_bytes)(const SlotGroups& groups);
-  void (*score)(std::span<const RowGroups> panels, const SlotGroups& keys, std::byte* scratch);
+  using Score = void (*)(std::span<const RowGroups> panels, const SlotGroups& keys, std::byte* scratch);
+  Score sums, largest;
+  Score score(BlockScore what) const { return what == BlockScore::sum ? sums : largest; }
 };
 
 }  // namespace winnow::cpu

@@ -46,6 +46,7 @@ class Antidiagonals {
     return sizeof(float) * kPanel * (kMostTileGroups + kSpareGroups) + n * (panel_bytes(groups) + sums_bytes(groups));
   }
 
+  template <BlockScore kScore>
   static void score(std::span<const RowGroups> panels, const SlotGroups& keys, std::byte* scratch) {
     [[maybe_unused]] const typename Math::Session session;
     Antidiagonals run[kMostPanels];
@@ -57,9 +58,9 @@ class Antidiagonals {
       if (run[i].most_ > most) most = run[i].most_;
     }
     for (int32_t first = 0; first < most; first += tile_groups(keys)) {
-      for (size_t i = 0; i < panels.size(); ++i) run[i].visit(first);
+      for (size_t i = 0; i < panels.size(); ++i) run[i].template visit<kScore>(first);
     }
-    for (size_t i = 0; i < panels.size(); ++i) run[i].end();
+    for (size_t i = 0; i < panels.size(); ++i) run[i].template end<kScore>();
   }
 
  private:
@@ -84,9 +85,9 @@ class Antidiagonals {
   static int32_t n_tiles(const SlotGroups& groups) {
     return (groups.n_groups + tile_groups(groups) - 1) / tile_groups(groups);
   }
-  /// A panel's sums of blocks, and its largest logits of tiles.
+  /// A panel's sums, or largest logits, of blocks, and its largest logits and sums of tiles.
   static size_t sums_bytes(const SlotGroups& groups) {
-    return sizeof(float) * kPanel * static_cast<size_t>(groups.n_block + kLanes + n_tiles(groups));
+    return sizeof(float) * kPanel * static_cast<size_t>(groups.n_block + kLanes + 2 * n_tiles(groups));
   }
 
   void begin(const RowGroups& rows, const SlotGroups& keys, float* logits, std::byte* scratch) {
@@ -96,6 +97,7 @@ class Antidiagonals {
     q_ = scratch;
     sums_ = reinterpret_cast<float*>(scratch + panel_bytes(keys));
     tile_max_ = sums_ + (keys.n_block + kLanes) * kPanel;
+    tile_sum_ = tile_max_ + n_tiles(keys) * kPanel;
     const auto n = static_cast<int32_t>((rows.n_rows + keys.stride - 1) / keys.stride);
     for (int32_t lane = 0; lane < kPanel; lane += kLanes) store(seen_ + lane, load_some(rows.seen + lane, n - lane));
     least_ = n < kPanel ? 0 : seen_[0];
@@ -112,17 +114,25 @@ class Antidiagonals {
   }
 
   /// The tile of slot groups that begins with `first`.
+  template <BlockScore kScore>
   void visit(int32_t first) {
     const int32_t n = smaller(tile_groups(*keys_), most_ - first);
     if (n <= 0) return;
     constexpr size_t kValue = Math::kProduct == Type::bf16 ? 2 : 4;
     const auto dim = static_cast<int32_t>(group_bytes(*keys_) / kValue);
     Math::scores(q_, {keys_->k, first, 0, n, n, dim}, logits_, fetch_);
-    for (int32_t lane = 0; lane < kPanel; lane += kLanes) sum(first, n, lane);
+    for (int32_t lane = 0; lane < kPanel; lane += kLanes) {
+      limit(first, n, lane);
+      if constexpr (kScore == BlockScore::sum) {
+        sum(first, n, lane);
+      } else {
+        find_largest(first, n, lane);
+      }
+    }
   }
 
-  /// From logits to sums of blocks, of one vector of lanes.
-  void sum(int32_t first, int32_t n, int32_t lane) {
+  /// Caps logits, and takes away what rows do not see; of one vector of lanes, as below.
+  void limit(int32_t first, int32_t n, int32_t lane) {
     float* logits = logits_ + lane;
     if (rows_->softcap > 0) {
       for (int32_t i = 0; i < n; ++i) {
@@ -136,6 +146,11 @@ class Antidiagonals {
         store(at, select(broadcast(first + i) < seen, load(at), broadcast(kNothing)));
       }
     }
+  }
+
+  /// From logits to sums of blocks, relative to the tile's largest logit.
+  void sum(int32_t first, int32_t n, int32_t lane) {
+    const float* logits = logits_ + lane;
     Floats largest = broadcast(kNothing);
     for (int32_t i = 0; i < n; ++i) largest = max(largest, load(logits + i * kPanel));
     store(tile_max_ + first / tile_groups(*keys_) * kPanel + lane, largest);
@@ -150,37 +165,84 @@ class Antidiagonals {
     }
   }
 
-  /// Softmax, added to the rows' scores.
+  /// From logits to the largest one of each block, and the sum of the tile's.
+  void find_largest(int32_t first, int32_t n, int32_t lane) {
+    const float* logits = logits_ + lane;
+    Floats largest = broadcast(kNothing), total{};
+    float* out = sums_ + first / keys_->per_block * kPanel + lane;
+    for (int32_t begin = 0; begin < n; begin += keys_->per_block, out += kPanel) {
+      Floats of_block = broadcast(kNothing);
+      for (int32_t i = begin; i < smaller(begin + keys_->per_block, n); ++i) {
+        of_block = max(of_block, load(logits + i * kPanel));
+      }
+      store(out, of_block);
+      largest = max(largest, of_block);
+    }
+    const Floats base = select(largest == kNothing, Floats{}, largest);
+    for (int32_t i = 0; i < n; ++i) total += exp2_below(load(logits + i * kPanel) - base);
+    store(tile_max_ + first / tile_groups(*keys_) * kPanel + lane, largest);
+    store(tile_sum_ + first / tile_groups(*keys_) * kPanel + lane, total);
+  }
+
+  /// Softmax, and the rows' scores.
+  template <BlockScore kScore>
   void end() {
-    const int32_t tile = tile_groups(*keys_), per_tile = tile / keys_->per_block;
     const int32_t n_block = (most_ + keys_->per_block - 1) / keys_->per_block;
     for (int32_t lane = 0; lane < kPanel && n_block > 0; lane += kLanes) {
-      Floats largest = broadcast(kNothing), total{};
-      for (int32_t first = 0; first < most_; first += tile) {
-        largest = max(largest, load(tile_max_ + first / tile * kPanel + lane));
+      Floats largest = broadcast(kNothing);
+      for (int32_t first = 0; first < most_; first += tile_groups(*keys_)) {
+        largest = max(largest, load(tile_max_ + first / tile_groups(*keys_) * kPanel + lane));
       }
       const Floats base = select(largest == kNothing, Floats{}, largest);
-      for (int32_t b = 0; b < n_block; ++b) {
-        float* at = sums_ + b * kPanel + lane;
-        const Floats share = load(at) * exp2_below(load(tile_max_ + b / per_tile * kPanel + lane) - base);
-        store(at, share);
-        total += share;
+      if constexpr (kScore == BlockScore::sum) {
+        share(base, n_block, lane);
+      } else {
+        log_share(base, n_block, lane);
       }
-      const Floats factor = select(total > 0, 1 / total, Floats{});
-      for (int32_t b = 0; b < n_block; b += kLanes) add(b, smaller(kLanes, n_block - b), lane, factor);
+      for (int32_t b = 0; b < n_block; b += kLanes) hand_over<kScore>(b, smaller(kLanes, n_block - b), lane);
     }
   }
 
-  /// Sums of `n` blocks from `block` on, times `factor`, to the scores of their rows.
-  void add(int32_t block, int32_t n, int32_t lane, Floats factor) {
-    Floats sums[kLanes];
+  /// From sums of blocks to their shares. `base`: the largest logit of all.
+  void share(Floats base, int32_t n_block, int32_t lane) {
+    const int32_t per_tile = tile_groups(*keys_) / keys_->per_block;
+    Floats total{};
+    for (int32_t b = 0; b < n_block; ++b) {
+      float* at = sums_ + b * kPanel + lane;
+      const Floats sum = load(at) * exp2_below(load(tile_max_ + b / per_tile * kPanel + lane) - base);
+      store(at, sum);
+      total += sum;
+    }
+    const Floats factor = select(total > 0, 1 / total, Floats{});
+    for (int32_t b = 0; b < n_block; ++b) store(sums_ + b * kPanel + lane, load(sums_ + b * kPanel + lane) * factor);
+  }
+
+  /// From the largest logits of blocks to the logarithms of their shares.
+  void log_share(Floats base, int32_t n_block, int32_t lane) {
+    Floats total{};
+    for (int32_t first = 0; first < most_; first += tile_groups(*keys_)) {
+      const int32_t at = first / tile_groups(*keys_) * kPanel + lane;
+      total += load(tile_sum_ + at) * exp2_below(load(tile_max_ + at) - base);
+    }
+    const Floats log_total = select(total > 0, base + log2_of(total), Floats{});
+    for (int32_t b = 0; b < n_block; ++b) {
+      float* at = sums_ + b * kPanel + lane;
+      store(at, (load(at) - log_total) * kLn2);
+    }
+  }
+
+  /// What `n` blocks from `block` on got, to the scores of their rows.
+  template <BlockScore kScore>
+  void hand_over(int32_t block, int32_t n, int32_t lane) {
+    Floats values[kLanes];
     WINNOW_UNROLL
-    for (int i = 0; i < kLanes; ++i) sums[i] = load(sums_ + (block + i) * kPanel + lane) * factor;
-    transpose(sums);
+    for (int i = 0; i < kLanes; ++i) values[i] = load(sums_ + (block + i) * kPanel + lane);
+    transpose(values);
     const auto n_lanes = static_cast<int32_t>((rows_->n_rows + keys_->stride - 1) / keys_->stride) - lane;
     for (int32_t i = 0; i < smaller(kLanes, n_lanes); ++i) {
       float* to = rows_->scores + int64_t{(lane + i) / keys_->per_block} * keys_->n_block + block;
-      store_some(to, load_some(to, n) + sums[i], n);
+      const Floats before = load_some(to, n);
+      store_some(to, kScore == BlockScore::sum ? before + values[i] : max(before, values[i]), n);
     }
   }
 
@@ -189,8 +251,9 @@ class Antidiagonals {
   int32_t least_ = 0, most_ = 0;  // slot groups that the lanes see
   float* logits_ = nullptr;       // [groups of a tile][kPanel]
   std::byte* q_ = nullptr;        // Math's form, the pieces of a group one behind the other
-  float* sums_ = nullptr;         // [n_block][kPanel], and room to read whole vectors of blocks
+  float* sums_ = nullptr;         // [n_block][kPanel], or largest logits; and room to read whole vectors of blocks
   float* tile_max_ = nullptr;     // [n_tiles][kPanel]
+  float* tile_sum_ = nullptr;     // [n_tiles][kPanel], where largest logits are asked for
   alignas(64) int32_t seen_[kPanel];
   Fetches fetch_;  // nothing
 };
@@ -204,7 +267,8 @@ constexpr AntidiagonalKernel make_antidiagonals() {
           .pack_keys = &Kernel::pack_keys,
           .n_panels = &Kernel::n_panels,
           .scratch_bytes = &Kernel::scratch_bytes,
-          .score = &Kernel::score};
+          .sums = &Kernel::template score<BlockScore::sum>,
+          .largest = &Kernel::template score<BlockScore::log_of_largest>};
 }
 
 }  // namespace

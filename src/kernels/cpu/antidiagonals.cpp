@@ -2,6 +2,7 @@
 // read them, and in the number format of attention's own products. Then threads take stacks of panels, neighbouring
 // places and heads, which go over the keys together.
 #include <algorithm>
+#include <limits>
 
 #include "attention/lists.h"
 #include "kernels/cpu/attend_kernel.h"
@@ -12,13 +13,14 @@ namespace {
 
 class Estimate {
  public:
-  Estimate(const AntidiagonalKernel& kernel, CpuContext& context, const AntidiagonalArgs& args)
-      : kernel_(kernel),
+  Estimate(CpuContext& context, const AntidiagonalArgs& args, BlockScore what)
+      : kernel_(attend_kernels(context.features).front()->antidiagonals),
         context_(context),
         args_(args),
+        what_(what),
         group_(args.rows.q.n_head / static_cast<int32_t>(args.rows.kv.heads.size())),
         n_group_(ceil_div(args.rows.q.n_rows, args.stride)),
-        place_groups_(std::max(kernel.lanes, args.block / args.stride)),
+        place_groups_(std::max(kernel_.lanes, args.block / args.stride)),
         n_places_(ceil_div(n_group_, place_groups_)) {}
 
   bool fits() const { return kernel_.fits(groups_of(args_.rows.kv.heads.front())); }
@@ -31,7 +33,8 @@ class Estimate {
       const auto n =
           static_cast<size_t>(ceil_div(args_.rows.q.n_rows, args_.block)) * static_cast<size_t>(keys_.n_block);
       first_ = scores.data() + h * group_;
-      for (int32_t i = 0; i < group_; ++i) first_[i].assign(n, 0.0F);
+      const float nothing = what_ == BlockScore::sum ? 0 : -std::numeric_limits<float>::infinity();
+      for (int32_t i = 0; i < group_; ++i) first_[i].assign(n, nothing);
       unpacked_.reserve(kernel_.key_bytes(keys_));
       keys_.k = unpacked_.data();
       pack(kv);
@@ -85,7 +88,7 @@ class Estimate {
           const int64_t group = (n_places_ - 1 - item / group_) * place_groups_ + part;
           if (group < n_group_) panels[n_filled++] = panel(kv_head, static_cast<int32_t>(item % group_), group);
         }
-        kernel_.score({panels, n_filled}, keys_, scratch_.data() + bytes * static_cast<size_t>(thread));
+        kernel_.score(what_)({panels, n_filled}, keys_, scratch_.data() + bytes * static_cast<size_t>(thread));
       }
     });
   }
@@ -105,6 +108,7 @@ class Estimate {
   const AntidiagonalKernel& kernel_;
   CpuContext& context_;
   const AntidiagonalArgs& args_;
+  BlockScore what_;
   int32_t group_;         // query heads of a kv head
   int32_t n_group_;       // of rows
   int32_t place_groups_;  // of rows, which whole panels and whole blocks hold: scores of others are not touched
@@ -117,8 +121,9 @@ class Estimate {
 
 }  // namespace
 
-bool antidiagonal_scores(CpuContext& context, const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
-  Estimate estimate(attend_kernels(context.features).front()->antidiagonals, context, args);
+bool antidiagonal_scores(CpuContext& context, const AntidiagonalArgs& args, BlockScore what,
+                         std::vector<std::vector<float>>& scores) {
+  Estimate estimate(context, args, what);
   if (!estimate.fits()) return false;
   estimate.run(scores);
   return true;

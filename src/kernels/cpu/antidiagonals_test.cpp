@@ -1,4 +1,5 @@
-// Estimates by antidiagonals against the plain formulas, for each set of features that this machine has.
+// Estimates by antidiagonals and by averaged heads against the plain formulas, for each set of features that this
+// machine has.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -162,6 +163,110 @@ TEST(CpuAntidiagonals, ThreadsAndChunksOfWholeBlocksChangeNothing) {
         }
       }
     }
+  }
+}
+
+/// Rows and slots of one averaged head in double. -> [n, head_dim]
+std::vector<std::vector<double>> mean_rows(const HeadsView& rows, int32_t first, int32_t n) {
+  std::vector<std::vector<double>> mean;
+  for (int64_t row = 0; row < rows.n_rows; ++row) {
+    std::vector<double>& sum = mean.emplace_back(static_cast<size_t>(rows.head_dim));
+    for (int32_t head = first; head < first + n; ++head) {
+      for (int32_t d = 0; d < rows.head_dim; ++d) sum[static_cast<size_t>(d)] += double{rows.at(row, head)[d]} / n;
+    }
+  }
+  return mean;
+}
+
+/// proxy_scores of attention/ops.h in double, of one group.
+std::vector<float> plain_proxy(const ProxyArgs& args, int32_t group) {
+  const int32_t n_kv = static_cast<int32_t>(args.kv.heads.size()) / args.n_group, dim = args.q.head_dim;
+  const KvHead& kv = args.kv.heads[static_cast<size_t>(group * n_kv)];
+  std::vector<float> all, one;  // [n_slots, n_kv, dim]
+  for (int32_t i = 0; i < n_kv; ++i) {
+    ref::pool_keys(args.kv, group * n_kv + i, 1, one);
+    all.resize(one.size() * static_cast<size_t>(n_kv));
+    for (size_t at = 0; at < one.size(); ++at) {
+      const size_t slot = at / static_cast<size_t>(dim), d = at % static_cast<size_t>(dim);
+      all[(slot * static_cast<size_t>(n_kv) + static_cast<size_t>(i)) * static_cast<size_t>(dim) + d] = one[at];
+    }
+  }
+  const auto keys = mean_rows({all.data(), kv.n_slots, n_kv, dim, int64_t{n_kv} * dim}, 0, n_kv);
+  const int32_t n_q = args.q.n_head / args.n_group;
+  const auto queries = mean_rows(args.q, group * n_q, n_q);
+  const auto n_block = static_cast<size_t>(ceil_div(visible_slots(kv, args.limit.back()), args.block));
+  std::vector<float> scores(static_cast<size_t>(ceil_div(args.q.n_rows, args.block)) * n_block, -INFINITY);
+  for (size_t row = 0; row < queries.size(); row += static_cast<size_t>(args.stride)) {
+    std::vector<double> logits;
+    double total = 0;
+    for (int32_t slot = 0; slot < visible_slots(kv, args.limit[row]); slot += args.stride) {
+      const std::vector<double>& key = keys[static_cast<size_t>(slot)];
+      logits.push_back(std::inner_product(key.begin(), key.end(), queries[row].begin(), 0.0) * double{args.scale});
+      total += std::exp(logits.back());
+    }
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const auto block = static_cast<size_t>(args.block);
+      float& score = scores[row / block * n_block + i * static_cast<size_t>(args.stride) / block];
+      score = std::max(score, static_cast<float>(logits[i] - std::log(total)));
+    }
+  }
+  return scores;
+}
+
+Scores proxies_on(const CpuFeatures& features, const ProxyArgs& args, int n_threads) {
+  CpuDevice device(n_threads, features);
+  Scores scores;
+  device.proxy_scores(args, scores);
+  EXPECT_EQ(device.memory().held(), 0);
+  return scores;
+}
+
+ProxyArgs proxies_of(const ProblemData& data, int32_t n_group, int32_t stride, int32_t block) {
+  const AttnArgs& args = data.args();
+  const std::span<const int32_t> limit(args.limit, static_cast<size_t>(args.q.n_rows));
+  return {args.q, args.kv, limit, args.scale, n_group, stride, block};
+}
+
+void expect_near(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (actual[i] == expected[i]) continue;  // nothing seen
+    ASSERT_NEAR(actual[i], expected[i], tolerance) << "at " << i;
+  }
+}
+
+TEST(CpuProxies, AreThoseOfThePlainFormulas) {
+  std::vector<std::string> problems(std::begin(kProblems), std::end(kProblems));
+  problems.emplace_back(
+      "prefill rows=67 slots=130 heads=4 kv=2 dim=64");  // the last row sees a block that no sample does
+  for (const std::string& text : problems) {
+    const ProblemData data(parse_problem(text));
+    const auto n_kv = static_cast<int32_t>(data.args().kv.heads.size());
+    for (const auto& [stride, block] : {std::pair{4, 128}, {1, 64}, {16, 64}, {1, 128}}) {
+      for (const int32_t n_group : {n_kv, 1}) {
+        const ProxyArgs args = proxies_of(data, n_group, stride, block);
+        for (const CpuFeatures& features : feature_sets()) {
+          const AttendKernel& kernel = *attend_kernels(features).front();
+          SCOPED_TRACE(fmt::format("{} stride={} block={} groups={} {}", text, stride, block, n_group, kernel.name));
+          const Scores actual = proxies_on(features, args, 2);
+          ASSERT_EQ(std::ssize(actual), n_group);
+          for (int32_t group = 0; group < n_group; ++group) {
+            expect_near(actual[static_cast<size_t>(group)], plain_proxy(args, group),
+                        kernel.product == Type::bf16 ? 0.05 : 1e-4);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CpuProxies, ThreadsChangeNothingAndLargeLogitsStayFinite) {
+  const ProblemData data(parse_problem("prefill rows=1500 heads=6 kv=2 dim=64"));
+  ProxyArgs args = proxies_of(data, 2, 4, 128);
+  EXPECT_EQ(proxies_on(machine_features(), args, 1), proxies_on(machine_features(), args, 3));
+  args.scale = 3000;
+  for (const std::vector<float>& scores : proxies_on(machine_features(), args, 2)) {
+    for (const float score : scores) EXPECT_TRUE(score <= 1e-5F && !std::isnan(score)) << score;
   }
 }
 

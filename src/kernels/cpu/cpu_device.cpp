@@ -189,7 +189,13 @@ void CpuDevice::score_blocks(const std::vector<float>& a, const std::vector<floa
 }
 
 void CpuDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
-  if (!cpu::antidiagonal_scores(context_, args, scores)) Ops::antidiagonal_scores(args, scores);
+  if (!cpu::antidiagonal_scores(context_, args, cpu::BlockScore::sum, scores)) {
+    Ops::antidiagonal_scores(args, scores);
+  }
+}
+
+void CpuDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) {
+  if (!cpu::proxy_scores(context_, args, scores)) Ops::proxy_scores(args, scores);
 }
 
 Selection CpuDevice::select_tree(const TreeArgs& args) {

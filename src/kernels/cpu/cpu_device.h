@@ -51,6 +51,7 @@ class CpuDevice : public HostDevice {
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
                     std::vector<float>& scores) override;
   void antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) override;
+  void proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) override;
   Selection select_tree(const TreeArgs& args) override;
   std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args) override;
 
