@@ -2,6 +2,7 @@
 #include "attention/ops.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 namespace winnow {
@@ -26,31 +27,40 @@ void Ops::gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t
   }
 }
 
-void Ops::window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass) {
-  std::vector<float> probabilities;
-  score_window(args, head, probabilities);
-  const size_t n_slots = probabilities.size() / static_cast<size_t>(args.q.n_rows);
-  mass.assign(n_slots, 0.0F);
-  for (size_t row = 0; row < static_cast<size_t>(args.q.n_rows); ++row) {
-    const float* from = probabilities.data() + row * n_slots;
-    for (size_t slot = 0; slot < n_slots; ++slot) mass[slot] += from[slot];
-  }
+void Ops::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) {
+  mass.resize(static_cast<size_t>(args.q.n_head));
+  const size_t group = mass.size() / args.kv.heads.size();
+  for_each(args.q.n_head, [&](int64_t head, int /*thread*/) {
+    std::vector<float>& sum = mass[static_cast<size_t>(head)];
+    const auto n_slots = static_cast<size_t>(args.kv.heads[static_cast<size_t>(head) / group].n_slots);
+    std::vector<float> probabilities;
+    score_window(args, static_cast<int32_t>(head), probabilities);
+    sum.assign(n_slots, 0.0F);
+    for (size_t row = 0; row < static_cast<size_t>(args.q.n_rows); ++row) {
+      const float* from = probabilities.data() + row * n_slots;
+      for (size_t slot = 0; slot < n_slots; ++slot) sum[slot] += from[slot];
+    }
+  });
 }
 
 std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
-  std::vector<int32_t> index(scores.size());
-  std::iota(index.begin(), index.end(), 0);
-  k = std::clamp<int64_t>(k, 0, static_cast<int64_t>(index.size()));
-  const auto better = [scores](int32_t a, int32_t b) {
-    const float x = scores[static_cast<size_t>(a)];
-    const float y = scores[static_cast<size_t>(b)];
-    return x != y ? x > y : a < b;
-  };
-  if (k < static_cast<int64_t>(index.size())) {
-    std::nth_element(index.begin(), index.begin() + k, index.end(), better);
-    index.resize(static_cast<size_t>(k));
+  k = std::clamp<int64_t>(k, 0, std::ssize(scores));
+  std::vector<int32_t> index(static_cast<size_t>(k));
+  if (k == std::ssize(scores)) {
+    std::iota(index.begin(), index.end(), 0);
+    return index;
   }
-  std::sort(index.begin(), index.end());
+  if (k == 0) return index;
+  // The scores themselves are partitioned, not their indices: these would be looked up in no order.
+  std::vector<float> values(scores.begin(), scores.end());
+  const auto last = values.begin() + k - 1;
+  std::nth_element(values.begin(), last, values.end(), std::greater<>());
+  const float least = *last;
+  int64_t n_equal = std::count(values.begin(), last + 1, least);
+  index.clear();
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (scores[i] > least || (scores[i] == least && n_equal-- > 0)) index.push_back(static_cast<int32_t>(i));
+  }
   return index;
 }
 
@@ -84,10 +94,12 @@ void max_pool(std::span<float> scores, int32_t width) {
   const auto n = static_cast<int64_t>(scores.size());
   const int64_t half = width / 2;
   const std::vector<float> from(scores.begin(), scores.end());
-  for (int64_t i = 0; i < n; ++i) {
-    const auto begin = from.begin() + std::max<int64_t>(0, i - half);
-    const auto end = from.begin() + std::min(n, i + half + 1);
-    scores[static_cast<size_t>(i)] = *std::max_element(begin, end);
+  // Neighbour by neighbour of all scores, which vector instructions can do.
+  for (int64_t distance = -half; distance <= half; ++distance) {
+    const float* neighbour = from.data() + distance;
+    for (int64_t i = std::max<int64_t>(0, -distance); i < std::min(n, n - distance); ++i) {
+      scores[static_cast<size_t>(i)] = std::max(scores[static_cast<size_t>(i)], neighbour[i]);
+    }
   }
 }
 

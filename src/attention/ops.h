@@ -135,8 +135,9 @@ class Ops {
   /// `head`; forbidden slots get 0.
   virtual void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& probabilities) = 0;
 
-  /// window_mass: the same, summed over the probe rows. -> [n_slots(head's kv head)]
-  virtual void window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass);
+  /// window_mass: the same, summed over the probe rows, for all query heads. -> [n_head] of [n_slots(head's kv head)].
+  /// The default asks score_window head by head.
+  virtual void window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass);
 
   /// pool_blocks: mean query of each block of `block` rows of one head, the last block by its true length.
   /// -> [ceil(n_rows / block), head_dim]
@@ -212,7 +213,7 @@ class Ops {
   virtual Selection on_device(const Selection& selection) { return selection; }
 
   /// Calls work(item, thread) for all items, spread over the device's host threads: heads are scored side by side.
-  /// Verbs may be called from inside.
+  /// Verbs of one head may be called from inside; those of all heads spread them themselves.
   virtual void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) = 0;
 };
 

@@ -5,6 +5,8 @@
 
 #include <random>
 
+#include "site_fixture.h"
+
 namespace winnow {
 namespace {
 
@@ -25,6 +27,22 @@ TEST(TopK, IsClampedToTheSize) {
   EXPECT_THAT(top_k(scores, 0), IsEmpty());
   EXPECT_THAT(top_k(scores, -1), IsEmpty());
   EXPECT_THAT(top_k({}, 3), IsEmpty());
+}
+
+TEST(TopK, OfManyWithTiesIsWhatSortingTakes) {
+  std::mt19937 random(3);
+  for (const int n : {1, 2, 50, 1000}) {
+    std::vector<float> scores(static_cast<size_t>(n));
+    for (float& score : scores) score = static_cast<float>(random() % 40) - 20;
+    std::vector<int32_t> order(scores.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::stable_sort(order, std::greater<>(), [&](int32_t i) { return scores[static_cast<size_t>(i)]; });
+    for (int k = 0; k <= n; k += 1 + n / 20) {
+      std::vector<int32_t> expected(order.begin(), order.begin() + k);
+      std::ranges::sort(expected);
+      EXPECT_EQ(top_k(scores, k), expected) << k << " of " << n;
+    }
+  }
 }
 
 TEST(TopPCount, CountsUntilTheMassIsExceeded) {
@@ -55,6 +73,24 @@ TEST(MaxPool, TakesTheLargestNeighbour) {
   EXPECT_THAT(scores, ElementsAre(5, 5, 5, 2, -3, -4));
 }
 
+TEST(MaxPool, OfAnyWidth) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  for (const int n : {1, 2, 6, 100}) {
+    std::vector<float> scores(static_cast<size_t>(n));
+    for (float& score : scores) score = normal(random);
+    for (const int width : {1, 3, 7, 13, 255}) {
+      std::vector<float> pooled = scores, expected;
+      for (int i = 0; i < n; ++i) {
+        expected.push_back(*std::max_element(scores.begin() + std::max(0, i - width / 2),
+                                             scores.begin() + std::min(n, i + width / 2 + 1)));
+      }
+      max_pool(pooled, width);
+      EXPECT_EQ(pooled, expected) << n << " scores, width " << width;
+    }
+  }
+}
+
 TEST(Pools, OfWidthOneChangeNothing) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -65,6 +101,30 @@ TEST(Pools, OfWidthOneChangeNothing) {
   EXPECT_EQ(pooled, scores);
   avg_pool(pooled, 1);
   for (size_t i = 0; i < scores.size(); ++i) EXPECT_NEAR(pooled[i], scores[i], 1e-6);
+}
+
+TEST(WindowMass, IsWhatTheRowsOfEachHeadPay) {
+  test::SiteFixture fixture({.n_q = 70, .n_k = 150, .n_head = 6, .n_head_kv = 2}, 5);
+  std::vector<int32_t> kept;
+  for (int32_t slot = 0; slot < 150; ++slot) {
+    if (slot % 3 != 0 || slot >= 80) kept.push_back(slot);
+  }
+  fixture.keep(1, kept);
+  test::RefOps ops(3);
+  const Site site = fixture.site(ops);
+  for (const int32_t n : {0, 1, 70}) {
+    std::vector<std::vector<float>> mass = {{1, 2, 3}};  // stale values must not survive
+    ops.window_mass({site.q.rows(70 - n, n), site.kv, site.limit.data() + 70 - n, site.scale}, mass);
+    ASSERT_EQ(mass.size(), 6U);
+    for (int32_t head = 0; head < 6; ++head) {
+      std::vector<double> expected(static_cast<size_t>(fixture.n_slots(fixture.kv_of(head))));
+      for (int32_t row = 70 - n; row < 70; ++row) {
+        const std::vector<double> p = fixture.probabilities(row, head);
+        for (size_t slot = 0; slot < p.size(); ++slot) expected[slot] += p[slot];
+      }
+      EXPECT_THAT(mass[static_cast<size_t>(head)], testing::Pointwise(testing::DoubleNear(1e-5), expected));
+    }
+  }
 }
 
 }  // namespace

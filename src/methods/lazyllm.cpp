@@ -73,18 +73,17 @@ class LazyLlm final : public Pruner {
 
   // Mean over the heads of what the last row pays to each candidate, of all that it pays to candidates.
   static std::vector<float> scores(const Site& site, std::span<const int32_t> candidate) {
-    std::vector<std::vector<float>> paid(static_cast<size_t>(site.q.n_head));
+    std::vector<std::vector<float>> mass, paid(static_cast<size_t>(site.q.n_head));
+    site.ops.window_mass(last_rows(site, 1), mass);
     site.ops.for_each(site.q.n_head, [&](int64_t item, int) {
-      const auto head = static_cast<int32_t>(item);
-      std::vector<float> probabilities;
-      site.ops.score_window(last_rows(site, 1), head, probabilities);
-      const KvHead& kv = kv_head_of(site, head);
-      std::vector<float>& of_head = paid[static_cast<size_t>(item)];
+      const auto head = static_cast<size_t>(item);
+      const KvHead& kv = kv_head_of(site, static_cast<int32_t>(item));
+      std::vector<float>& of_head = paid[head];
       double sum = 0;
       int32_t slot = 0;
       for (const int32_t position : candidate) {
         while (kv.position(slot) < position) ++slot;
-        of_head.push_back(probabilities[static_cast<size_t>(slot)]);
+        of_head.push_back(mass[head][static_cast<size_t>(slot)]);
         sum += double{of_head.back()};
       }
       for (float& p : of_head) p = static_cast<float>(double{p} / sum);

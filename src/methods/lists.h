@@ -66,10 +66,8 @@ void push_set_and_near(const Site& site, const KvHead& kv, std::span<const int32
   }
 }
 
-/// Adds the attention that the probe's rows pay with query head `head` to `sum` [n_slots].
-inline void add_mass(Ops& ops, const ProbeArgs& probe, int32_t head, std::span<float> sum) {
-  std::vector<float> mass;
-  ops.window_mass(probe, head, mass);
+/// Adds the mass of one head to `sum`, of as many first slots as this has.
+inline void add_mass(std::span<const float> mass, std::span<float> sum) {
   for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += mass[slot];
 }
 

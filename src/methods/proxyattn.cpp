@@ -57,37 +57,41 @@ class ProxyAttn final : public Selector {
                            .stride = s_.stride,
                            .block = s_.block},
                           scores);
+    std::vector<std::vector<float>> paid;  // to each slot by the last rows
+    site.ops.window_mass(last_rows(site, std::min<int64_t>(s_.block, site.q.n_rows)), paid);
     std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      const int64_t proxy = head / (site.q.n_head / n_group);
-      select_head(site, static_cast<int32_t>(head), scores[static_cast<size_t>(proxy)],
-                  lists[static_cast<size_t>(head)]);
+    site.ops.for_each(site.q.n_head, [&](int64_t item, int) {
+      const auto head = static_cast<size_t>(item);
+      const auto proxy = static_cast<size_t>(item / (site.q.n_head / n_group));
+      select_head(site, kv_head_of(site, static_cast<int32_t>(item)), {scores[proxy], paid[head]}, lists[head]);
     });
     return join_lists(lists, s_.block, s_.block);
   }
 
  private:
-  // What the last `block` rows spend on each key block. -> [n_block]
-  std::vector<float> last_mass(const Site& site, int32_t head, int32_t n_block) const {
-    const int64_t n_probe = std::min<int64_t>(s_.block, site.q.n_rows);
-    std::vector<float> of_slots, mass(static_cast<size_t>(n_block));
-    site.ops.window_mass(last_rows(site, n_probe), head, of_slots);
-    const auto block = static_cast<size_t>(s_.block), n_seen = std::min(of_slots.size(), mass.size() * block);
-    for (size_t slot = 0; slot < n_seen; ++slot) mass[slot / block] += of_slots[slot];
+  struct Seen {
+    std::span<const float> proxy;  // scores of blocks [n_block_q, n_block]
+    std::span<const float> paid;   // what the head's last `block` rows spend on each slot
+  };
+
+  // What is paid for each key block. -> [n_block]
+  std::vector<float> of_blocks(std::span<const float> paid, int32_t n_block) const {
+    std::vector<float> mass(static_cast<size_t>(n_block));
+    const auto block = static_cast<size_t>(s_.block), n_seen = std::min(paid.size(), mass.size() * block);
+    for (size_t slot = 0; slot < n_seen; ++slot) mass[slot / block] += paid[slot];
     return mass;
   }
 
-  void select_head(const Site& site, int32_t head, std::span<const float> proxy, HeadLists& lists) const {
-    const KvHead& kv = kv_head_of(site, head);
+  void select_head(const Site& site, const KvHead& kv, const Seen& seen, HeadLists& lists) const {
     const int32_t n_block = ceil_div(visible_slots(kv, site.limit.back()), s_.block);
-    const std::vector<float> mass = last_mass(site, head, n_block);
+    const std::vector<float> mass = of_blocks(seen.paid, n_block);
     const double total = std::accumulate(mass.begin(), mass.end(), 0.0);
     const int64_t k = top_p_count(mass, (s_.gamma - kTolerance) * total);  // blocks that hold gamma of it
     std::vector<float> scores;
     for (int64_t row = 0; row < site.q.n_rows; row += s_.block) {
       const int64_t last_row = std::min<int64_t>(row + s_.block, site.q.n_rows) - 1;
       const int32_t first = slot_of_row(site, kv, row) / s_.block, last = slot_of_row(site, kv, last_row) / s_.block;
-      const std::span<const float> all = proxy.subspan(static_cast<size_t>(row / s_.block * n_block));
+      const std::span<const float> all = seen.proxy.subspan(static_cast<size_t>(row / s_.block * n_block));
       scores.assign(all.begin(), all.begin() + last + 1);
       scores.front() = kInfinity;
       std::fill(scores.begin() + first, scores.end(), kInfinity);

@@ -14,6 +14,8 @@
 //   rounded down, so a layer never keeps more.
 // - A later turn compresses what is left of earlier ones again, together with what it added.
 // - Decode only adds to the cache, as in the papers.
+#include <bit>
+
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -26,6 +28,43 @@ struct Settings {
   double floor_share;
 };
 
+// Of each kv head, for the slots before the window. [n_head_kv] of [n_slots - window], empty where there are none
+using Votes = std::vector<std::vector<float>>;
+
+// How many of the `n` best votes of all heads each head has; of equal ones those of the lower head count first. The
+// n-th best is found digit by digit, since bits of numbers that are not negative order as these do: a layer has as many
+// votes as would take several milliseconds to sort on one thread.
+std::vector<int64_t> best_of_all(Ops& ops, const Votes& votes, int64_t n) {
+  constexpr uint32_t kDigits = 1U << 11;
+  std::vector<int64_t> best(votes.size());
+  std::vector<std::vector<int64_t>> count(votes.size());  // of votes that agree with the n-th best so far, by digit
+  uint32_t digits = 0, digit = 0;                         // of the n-th best
+  for (const int shift : {22, 11, 0}) {
+    ops.for_each(std::ssize(votes), [&](int64_t head, int) {
+      std::vector<int64_t>& of_head = count[static_cast<size_t>(head)];
+      of_head.assign(kDigits, 0);
+      for (const float vote : votes[static_cast<size_t>(head)]) {
+        const uint32_t bits = std::bit_cast<uint32_t>(vote) >> shift;
+        if (bits / kDigits == digits) ++of_head[bits % kDigits];
+      }
+    });
+    for (digit = kDigits - 1;; --digit) {
+      int64_t n_here = 0;
+      for (const std::vector<int64_t>& of_head : count) n_here += of_head[digit];
+      if (n_here >= n || digit == 0) break;
+      for (size_t head = 0; head < best.size(); ++head) best[head] += count[head][digit];
+      n -= n_here;
+    }
+    digits = digits * kDigits + digit;
+  }
+  for (size_t head = 0; head < best.size(); ++head) {
+    const int64_t n_taken = std::min(n, count[head][digit]);
+    best[head] += n_taken;
+    n -= n_taken;
+  }
+  return best;
+}
+
 class SnapKv final : public Compressor {
  public:
   explicit SnapKv(const Settings& settings) : s_(settings) {}
@@ -34,57 +73,47 @@ class SnapKv final : public Compressor {
     const std::span<const KvHead> kv = site.kv.heads;
     const auto small = [&](const KvHead& head) { return head.n_slots <= s_.budget; };
     if (!prefill || std::all_of(kv.begin(), kv.end(), small)) return {};
-    std::vector<std::vector<float>> votes(kv.size());
-    site.ops.for_each(static_cast<int64_t>(kv.size()), [&](int64_t head, int) {
-      votes[static_cast<size_t>(head)] = vote(site, static_cast<int32_t>(head));
-    });
-    const std::vector<int64_t> share = shares(votes);
+    const Votes votes = vote(site);
+    const std::vector<int64_t> share = shares(site.ops, votes);
     KvEdit edit;
-    for (size_t i = 0; i < kv.size(); ++i) {
-      KvEdit::Head& head = edit.head.emplace_back();
-      if (share[i] >= static_cast<int64_t>(votes[i].size())) continue;
+    edit.head.resize(kv.size());
+    site.ops.for_each(std::ssize(kv), [&](int64_t item, int) {
+      const auto i = static_cast<size_t>(item);
+      if (share[i] >= std::ssize(votes[i])) return;
+      KvEdit::Head& head = edit.head[i];
       head.all = false;
       head.keep = top_k(votes[i], share[i]);
       for (auto slot = static_cast<int32_t>(votes[i].size()); slot < kv[i].n_slots; ++slot) head.keep.push_back(slot);
-    }
+    });
     return edit;
   }
 
  private:
-  // The votes for the slots before the window. -> [n_slots - window], empty where there are none
-  std::vector<float> vote(const Site& site, int32_t kv_head) const {
-    const int32_t n_slots = site.kv.heads[static_cast<size_t>(kv_head)].n_slots;
-    std::vector<float> votes(static_cast<size_t>(std::max(0, n_slots - s_.window)));
-    if (votes.empty()) return votes;
-    const int32_t group = site.q.n_head / static_cast<int32_t>(site.kv.heads.size());
-    const int64_t n_probe = std::min<int64_t>(s_.window, site.q.n_rows);
-    std::vector<float> mass;
-    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      site.ops.window_mass(last_rows(site, n_probe), head, mass);
-      for (size_t slot = 0; slot < votes.size(); ++slot) votes[slot] += mass[slot];
-    }
-    if (s_.max_pool) {
-      max_pool(votes, s_.kernel);
-    } else {
-      avg_pool(votes, s_.kernel);
-    }
+  Votes vote(const Site& site) const {
+    std::vector<std::vector<float>> mass;
+    site.ops.window_mass(last_rows(site, std::min<int64_t>(s_.window, site.q.n_rows)), mass);
+    Votes votes(site.kv.heads.size());
+    const size_t group = mass.size() / votes.size();
+    site.ops.for_each(std::ssize(votes), [&](int64_t item, int) {
+      const auto kv_head = static_cast<size_t>(item);
+      std::vector<float>& sum = votes[kv_head];
+      sum.resize(static_cast<size_t>(std::max(0, site.kv.heads[kv_head].n_slots - s_.window)));
+      for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head) add_mass(mass[head], sum);
+      if (s_.max_pool) {
+        max_pool(sum, s_.kernel);
+      } else {
+        avg_pool(sum, s_.kernel);
+      }
+    });
     return votes;
   }
 
   // How many slots before the window each head keeps; on average budget - window at most.
-  std::vector<int64_t> shares(const std::vector<std::vector<float>>& votes) const {
+  std::vector<int64_t> shares(Ops& ops, const Votes& votes) const {
     const int64_t even = s_.budget - s_.window;
     std::vector<int64_t> share(votes.size(), even);
     if (!s_.adaptive) return share;
-    std::vector<float> all;
-    for (const std::vector<float>& of_head : votes) all.insert(all.end(), of_head.begin(), of_head.end());
-    std::vector<int64_t> won(votes.size());
-    size_t head = 0;
-    size_t end = votes.front().size();
-    for (const int32_t index : top_k(all, even * static_cast<int64_t>(votes.size()))) {
-      while (static_cast<size_t>(index) >= end) end += votes[++head].size();
-      ++won[head];
-    }
+    const std::vector<int64_t> won = best_of_all(ops, votes, even * std::ssize(votes));
     for (size_t i = 0; i < share.size(); ++i) {
       const double mixed =
           s_.floor_share * static_cast<double>(even) + (1 - s_.floor_share) * static_cast<double>(won[i]);

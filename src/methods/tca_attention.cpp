@@ -77,14 +77,23 @@ struct Voted {
   double total = 0;                   // votes for all slots, these blocks' or not
 };
 
-Voted vote(const Site& site, int32_t kv_head, int32_t begin, int32_t end, int64_t n_votes) {
+// What rows spend on each slot: their votes. [n_head] of [n_slots]
+using Mass = std::vector<std::vector<float>>;
+
+Mass last_mass(const Site& site, int64_t n_votes) {
+  Mass mass;
+  site.ops.window_mass(last_rows(site, std::min(n_votes, site.q.n_rows)), mass);
+  return mass;
+}
+
+Voted vote(const Site& site, const Mass& mass, int32_t kv_head, int32_t begin, int32_t end) {
   const int32_t group = site.q.n_head / static_cast<int32_t>(site.kv.heads.size());
   Voted voted{.begin = begin, .mass = {}, .concentration = {}, .total = 0};
   const int32_t n = std::max(0, end - begin) / kBlock * kBlock;
   if (n == 0) return voted;
   std::vector<float> paid(static_cast<size_t>(site.kv.heads[static_cast<size_t>(kv_head)].n_slots));
   for (int32_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    add_mass(site.ops, last_rows(site, std::min(n_votes, site.q.n_rows)), head, paid);
+    add_mass(mass[static_cast<size_t>(head)], paid);
   }
   voted.total = std::accumulate(paid.begin(), paid.end(), 0.0);
   voted.mass.assign(paid.begin() + begin, paid.begin() + begin + n);
@@ -164,12 +173,13 @@ class Core final : public Selector {
     const int32_t window = state_->settings.window;
     const auto covered = [&](const KvHead& head) { return visible_slots(head, site.limit.back()) <= window; };
     if (std::all_of(kv.begin(), kv.end(), covered)) return {};
+    const Mass mass = last_mass(site, state_->settings.votes);
     std::vector<HeadLists> lists(kv.size());
     site.ops.for_each(std::ssize(kv), [&](int64_t head, int) {
       const KvHead& own = kv[static_cast<size_t>(head)];
       const int32_t index = state_->index(site, static_cast<size_t>(head));
-      const Voted voted = vote(site, static_cast<int32_t>(head), std::min(state_->n_core(index), own.n_slots),
-                               own.n_slots, state_->settings.votes);
+      const Voted voted =
+          vote(site, mass, static_cast<int32_t>(head), std::min(state_->n_core(index), own.n_slots), own.n_slots);
       const auto window_begin = [&](int64_t row) {
         return std::max(0, slot_of_row(site, own, row) + 1 - window) / kBlock * kBlock;
       };
@@ -192,17 +202,30 @@ class CoreCache final : public Compressor {
   explicit CoreCache(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
   KvEdit compress(const Site& site, bool prefill) override {
-    if (site.window > 0) return {};
+    if (site.window > 0 || (!prefill && !is_any_due(site))) return {};
+    const Mass mass = last_mass(site, prefill ? state_->settings.votes : 1);
     KvEdit edit;
     bool any = false;
     for (size_t i = 0; i < site.kv.heads.size(); ++i) {
       KvEdit::Head& head = edit.head.emplace_back();
-      any = (prefill ? after_prompt(site, i, head) : after_row(site, i, head)) || any;
+      any = (prefill ? after_prompt(site, mass, i, head) : after_row(site, mass, i, head)) || any;
     }
     return any ? edit : KvEdit{};
   }
 
  private:
+  // Whether the oldest block behind the core has left the window.
+  bool is_due(const Site& site, size_t kv_head) const {
+    const State::Head& known = state_->heads[static_cast<size_t>(state_->index(site, kv_head))];
+    const int64_t n_since = int64_t{site.kv.heads[kv_head].n_slots} - known.n_core;
+    return known.has_prompt && n_since >= int64_t{state_->settings.window} + kBlock;
+  }
+  bool is_any_due(const Site& site) const {
+    size_t head = 0;
+    while (head < site.kv.heads.size() && !is_due(site, head)) ++head;
+    return head < site.kv.heads.size();
+  }
+
   // Keeps these slots and those from `rest` on. -> whether that drops any
   static bool keep(const KvHead& kv, std::vector<int32_t> slots, int32_t rest, KvEdit::Head& head) {
     for (int32_t slot = rest; slot < kv.n_slots; ++slot) slots.push_back(slot);
@@ -212,12 +235,12 @@ class CoreCache final : public Compressor {
   }
 
   // Whole blocks before the window give up all but their core.
-  bool after_prompt(const Site& site, size_t kv_head, KvEdit::Head& head) {
+  bool after_prompt(const Site& site, const Mass& mass, size_t kv_head, KvEdit::Head& head) {
     const KvHead& kv = site.kv.heads[kv_head];
     const int32_t index = state_->index(site, kv_head);
     const int32_t begin = std::min(state_->n_core(index), kv.n_slots);
     // The same votes and budgets as in prefill: over all whole blocks, of which those in the window stay whole.
-    const Voted voted = vote(site, static_cast<int32_t>(kv_head), begin, kv.n_slots, state_->settings.votes);
+    const Voted voted = vote(site, mass, static_cast<int32_t>(kv_head), begin, kv.n_slots);
     std::vector<int32_t> core = core_of(voted, state_->shares_of(index), state_->settings.sinks);
     const int32_t n_old = std::max(0, kv.n_slots - state_->settings.window - begin) / kBlock * kBlock;
     core.erase(std::lower_bound(core.begin(), core.end(), begin + n_old), core.end());
@@ -230,14 +253,13 @@ class CoreCache final : public Compressor {
   }
 
   // The oldest block, once it has left the window.
-  bool after_row(const Site& site, size_t kv_head, KvEdit::Head& head) {
+  bool after_row(const Site& site, const Mass& mass, size_t kv_head, KvEdit::Head& head) {
+    if (!is_due(site, kv_head)) return false;
     const KvHead& kv = site.kv.heads[kv_head];
     const int32_t index = state_->index(site, kv_head);
     State::Head& known = state_->heads[static_cast<size_t>(index)];
-    if (!known.has_prompt) return false;
-    if (int64_t{kv.n_slots} - known.n_core < int64_t{state_->settings.window} + kBlock) return false;
     const int32_t begin = known.n_core;
-    const Voted voted = vote(site, static_cast<int32_t>(kv_head), begin, begin + kBlock, 1);
+    const Voted voted = vote(site, mass, static_cast<int32_t>(kv_head), begin, begin + kBlock);
     std::vector<int32_t> slots(static_cast<size_t>(begin));
     std::iota(slots.begin(), slots.end(), 0);
     // The budget of the band of prompt blocks that a block of this concentration belongs to.
@@ -279,7 +301,8 @@ class Budgets final : public Calibration {
         n_(mass_.size()) {}
 
   void observe(const Site& site) override {
-    site.ops.for_each(shape_.n_head_kv, [&](int64_t head, int) { measure(site, static_cast<int32_t>(head)); });
+    const Mass mass = last_mass(site, s_.votes);
+    site.ops.for_each(shape_.n_head_kv, [&](int64_t head, int) { measure(site, mass, static_cast<int32_t>(head)); });
   }
 
   std::string result() const override {
@@ -298,9 +321,9 @@ class Budgets final : public Calibration {
   }
 
  private:
-  void measure(const Site& site, int32_t kv_head) {
+  void measure(const Site& site, const Mass& votes, int32_t kv_head) {
     const KvHead& kv = site.kv.heads[static_cast<size_t>(kv_head)];
-    const Voted voted = vote(site, kv_head, 0, kv.n_slots, s_.votes);
+    const Voted voted = vote(site, votes, kv_head, 0, kv.n_slots);
     std::vector<std::vector<int32_t>> cores;
     for (const Shares& shares : candidates_) cores.push_back(core_of(voted, shares, s_.sinks));
     // Rows at even distances, the last one among them.

@@ -111,14 +111,15 @@ class Probes {
 // lies in them. -> [1 or n_kv_head]
 std::vector<std::vector<int32_t>> important_sets(const Site& site, const Settings& settings, MassEstimate& kept) {
   const std::span<const KvHead> kv = site.kv.heads;
-  const auto group = static_cast<size_t>(site.q.n_head) / kv.size();
   const Probes probes(site, settings.probes);
-  std::vector<std::vector<float>> sums(static_cast<size_t>(site.q.n_head));
-  site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-    const auto at = static_cast<size_t>(head);
-    sums[at].resize(static_cast<size_t>(kv[at / group].n_slots));
-    for (const ProbeArgs& probe : probes.views()) add_mass(site.ops, probe, static_cast<int32_t>(head), sums[at]);
-  });
+  std::vector<std::vector<float>> sums, more;  // [n_head] of [n_slots]
+  site.ops.window_mass(probes.views().front(), sums);
+  for (const ProbeArgs& probe : probes.views().subspan(1)) {
+    site.ops.window_mass(probe, more);
+    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
+      add_mass(more[static_cast<size_t>(head)], sums[static_cast<size_t>(head)]);
+    });
+  }
   std::vector<std::vector<int32_t>> sets(alike(kv) ? 1 : kv.size());
   const size_t n_together = sums.size() / sets.size();
   for (size_t set = 0; set < sets.size(); ++set) {
@@ -270,6 +271,8 @@ class ImportantCache final : public Compressor {
     const bool together = alike(kv);
     KvEdit edit;
     Mass mass;
+    std::vector<std::vector<float>> of_heads;
+    site.ops.window_mass(last_rows(site, 1), of_heads);
     std::vector<float> sum;
     for (int32_t i = 0; i < static_cast<int32_t>(kv.size()); ++i) {
       const int32_t n_slots = kv[static_cast<size_t>(i)].n_slots, first = std::max(0, n_slots - interval);
@@ -280,7 +283,7 @@ class ImportantCache final : public Compressor {
       }
       sum.assign(static_cast<size_t>(n_slots), 0);
       const int32_t end = together ? site.q.n_head : (i + 1) * group;
-      for (int32_t h = i * group; h < end; ++h) add_mass(site.ops, last_rows(site, 1), h, sum);
+      for (int32_t h = i * group; h < end; ++h) add_mass(of_heads[static_cast<size_t>(h)], sum);
       mass.sum.assign(sum.begin() + first, sum.end());
       mass.seen.assign(mass.sum.size(), 1);
       mass.total = std::accumulate(mass.sum.begin(), mass.sum.end(), 0.0);

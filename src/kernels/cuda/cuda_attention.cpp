@@ -252,14 +252,16 @@ void CudaDevice::merge(HeadsView into, float* into_lse, const Partial& from, flo
   cuda::merge(rows_of(into), into_lse, rows_of(from.o), from.lse, gain, stream_.stream);
 }
 
-std::shared_ptr<std::byte> CudaDevice::probabilities(const ProbeArgs& args, int32_t head) {
+void CudaDevice::score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) {
+  const auto lock = begin();
   const int32_t kv_head = head / (args.q.n_head / static_cast<int32_t>(args.kv.heads.size()));
   const KvHead& kv = args.kv.heads[static_cast<size_t>(kv_head)];
-  if (args.q.n_rows == 0 || kv.n_slots == 0) return nullptr;
+  scores.resize(static_cast<size_t>(args.q.n_rows * kv.n_slots));
+  if (scores.empty()) return;
   std::vector<int2> visible;
   for (int64_t row = 0; row < args.q.n_rows; ++row) visible.push_back(visible_of(kv, args.limit[row], args.window));
   const DeviceKv tables = kv_tables_.of(args.kv);
-  auto out = gpu_memory_.lend(static_cast<size_t>(args.q.n_rows * kv.n_slots) * sizeof(float));
+  const auto out = gpu_memory_.lend(scores.size() * sizeof(float));
   cuda::score_window({.q = {advance(args.q.data, int64_t{head} * args.q.head_dim, args.q.type), args.q.type,
                             args.q.stride, args.q.n_rows},
                       .k = {tables.blocks.k + kv_head * tables.blocks.stride, args.kv.k_type, kv.n_slots},
@@ -269,28 +271,7 @@ std::shared_ptr<std::byte> CudaDevice::probabilities(const ProbeArgs& args, int3
                       .scale = args.scale,
                       .softcap = args.softcap},
                      reinterpret_cast<float*>(out.get()), stream_.stream);
-  return out;
-}
-
-void CudaDevice::score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) {
-  const auto lock = begin();
-  const auto on_gpu = probabilities(args, head);
-  const size_t kv_head = static_cast<size_t>(head) / (static_cast<size_t>(args.q.n_head) / args.kv.heads.size());
-  scores.resize(static_cast<size_t>(args.q.n_rows) * static_cast<size_t>(args.kv.heads[kv_head].n_slots));
-  if (on_gpu != nullptr) transfers_.download(scores.data(), on_gpu.get(), scores.size() * sizeof(float));
-}
-
-void CudaDevice::window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass) {
-  const auto lock = begin();
-  const auto on_gpu = probabilities(args, head);
-  const size_t kv_head = static_cast<size_t>(head) / (static_cast<size_t>(args.q.n_head) / args.kv.heads.size());
-  const int32_t n_slots = args.kv.heads[kv_head].n_slots;
-  mass.assign(static_cast<size_t>(n_slots), 0.0F);
-  if (on_gpu == nullptr) return;
-  const auto sums = gpu_memory_.lend(mass.size() * sizeof(float));
-  sum_rows(reinterpret_cast<const float*>(on_gpu.get()), args.q.n_rows, n_slots, reinterpret_cast<float*>(sums.get()),
-           stream_.stream);
-  transfers_.download(mass.data(), sums.get(), mass.size() * sizeof(float));
+  transfers_.download(scores.data(), out.get(), scores.size() * sizeof(float));
 }
 
 void CudaDevice::pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) {

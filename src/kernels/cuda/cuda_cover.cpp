@@ -50,18 +50,10 @@ struct CudaDevice::Cover {
 
   /// The mass of the probe's rows [begin, begin + n) on every slot and distance.
   std::array<float*, 2> mass(const ProbeArgs& args, const DeviceKv& tables, int64_t begin, int64_t n) {
-    const auto limit = std::span(args.limit + begin, static_cast<size_t>(n));
-    memory.push_back(device.visible_rows(tables, limit, args.window, nullptr, 1));
-    const LineProbe probe{.q = rows_of(args.q.rows(begin, n)),
-                          .kv = device.staged(args.kv, tables),
-                          .visible = reinterpret_cast<const int2*>(memory.back().get()),
-                          .max_slots = tables.max_slots,
-                          .scale = args.scale,
-                          .softcap = args.softcap,
-                          .stream = device.stream_.stream};
+    const LineProbe probe = device.line_probe(args, tables, {begin, n}, memory.emplace_back());
     const size_t n_mass = static_cast<size_t>(args.q.n_head) * static_cast<size_t>(tables.max_slots);
     const std::array<float*, 2> made = {lend<float>(n_mass), lend<float>(n_mass)};
-    line_mass(probe, made[0], made[1], lend<std::byte>(line_work_bytes(probe)));
+    line_mass(probe, {.vertical = made[0], .slash = made[1]}, lend<std::byte>(line_work_bytes(probe)));
     return made;
   }
 

@@ -66,7 +66,7 @@ class CudaDevice final : public Device {
   void attend(const AttnArgs& args) override;
   void merge(HeadsView into, float* into_lse, const Partial& from, float gain) override;
   void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) override;
-  void window_mass(const ProbeArgs& args, int32_t head, std::vector<float>& mass) override;
+  void window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) override;
   void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) override;
   void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
@@ -113,8 +113,6 @@ class CudaDevice final : public Device {
     int32_t n_head, group;
   };
 
-  /// score_window into GPU memory. -> [n_probe, n_slots]; null where there is nothing
-  std::shared_ptr<std::byte> probabilities(const ProbeArgs& args, int32_t head);
   Scratch matrix(int64_t rows, int64_t cols, Type type);
   const int32_t* on_gpu(std::span<const int32_t> values) { return tables_.put(values); }
   /// Before anything reads or writes GPU memory: waiting copies are launched.
@@ -127,6 +125,12 @@ class CudaDevice final : public Device {
   const int2* visible_to_few(const AttnArgs& args);
   /// K and V as the kernels for many rows read them; made once for all that ask before the cache changes.
   StagedKv staged(const KvView& view, const DeviceKv& kv);
+  /// Some of a probe's rows, at most kMaxProbeRows, whose visible slots are in `visible` as long as that is kept.
+  struct RowRange {
+    int64_t begin, n;
+  };
+  LineProbe line_probe(const ProbeArgs& args, const DeviceKv& tables, RowRange rows,
+                       std::shared_ptr<std::byte>& visible);
   /// Rows a [n_a, depth] by rows b [n_b, depth], both contiguous bf16. `seen(i)`: how many of b the first i + 1 rows of
   /// a look at, at most. Panels hold a multiple of 128 rows, but for the last one.
   struct PanelArgs {

@@ -1,4 +1,5 @@
-// select_lines for all heads on the GPU. The host waits once, for the lengths of the lists.
+// Attention of a probe's rows for all heads on the GPU: what it sums up to for each slot, and lines of it. The host
+// waits once, for these sums or for the lengths of the lists.
 #include <algorithm>
 
 #include "base/error.h"
@@ -15,6 +16,51 @@ T* as(const std::shared_ptr<std::byte>& memory) {
 
 }  // namespace
 
+LineProbe CudaDevice::line_probe(const ProbeArgs& args, const DeviceKv& tables, RowRange rows,
+                                 std::shared_ptr<std::byte>& visible) {
+  const auto limit = std::span(args.limit + rows.begin, static_cast<size_t>(rows.n));
+  visible = visible_rows(tables, limit, args.window, nullptr, 1);
+  return {.q = rows_of(args.q.rows(rows.begin, rows.n)),
+          .kv = staged(args.kv, tables),
+          .visible = as<const int2>(visible),
+          .max_slots = tables.max_slots,
+          .scale = args.scale,
+          .softcap = args.softcap,
+          .stream = stream_.stream};
+}
+
+void CudaDevice::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) {
+  const auto lock = begin();
+  const DeviceKv tables = kv_tables_.of(args.kv);
+  const auto n_head = static_cast<size_t>(args.q.n_head), width = static_cast<size_t>(tables.max_slots);
+  const auto sums = gpu_memory_.lend(n_head * width * sizeof(float));
+  for (int64_t first = 0; first < args.q.n_rows && width > 0; first += kMaxProbeRows) {
+    std::shared_ptr<std::byte> visible;
+    const int64_t n = std::min<int64_t>(kMaxProbeRows, args.q.n_rows - first);
+    const LineProbe probe = line_probe(args, tables, {first, n}, visible);
+    const auto work = gpu_memory_.lend(line_work_bytes(probe));
+    line_mass(probe, {.vertical = as<float>(sums), .slash = nullptr, .adds = first > 0}, work.get());
+  }
+  mass.resize(n_head);
+  const size_t group = n_head / args.kv.heads.size();
+  pool_.parallel_for(args.q.n_head, [&](int64_t head, int /*thread*/) {  // while the GPU is at it
+    const auto at = static_cast<size_t>(head);
+    mass[at].assign(static_cast<size_t>(args.kv.heads[at / group].n_slots), 0.0F);
+  });
+  if (args.q.n_rows == 0) return;
+  transfers_.download(sums.get(), n_head * width * sizeof(float), [&](std::span<const std::byte> piece, size_t begin) {
+    const size_t row = width * sizeof(float), first = begin / row, end = (begin + piece.size() + row - 1) / row;
+    pool_.parallel_for(static_cast<int64_t>(end - first), [&](int64_t i, int /*thread*/) {
+      const size_t head = first + static_cast<size_t>(i);
+      const auto to = std::as_writable_bytes(std::span(mass[head]));
+      // What the piece holds of the head, counted from the head's first byte.
+      const size_t from = std::max(begin, head * row) - head * row;
+      const size_t last = std::min(begin + piece.size() - head * row, to.size());
+      if (from < last) std::copy_n(piece.begin() + (head * row + from - begin), last - from, to.begin() + from);
+    });
+  });
+}
+
 Selection CudaDevice::select_lines(const LineArgs& args) {
   const ProbeArgs& probe_args = args.probe;
   const int64_t n_probe = probe_args.q.n_rows;
@@ -26,20 +72,13 @@ Selection CudaDevice::select_lines(const LineArgs& args) {
   const DeviceKv tables = kv_tables_.of(probe_args.kv);
 
   const auto visible = visible_rows(tables, args.limit, probe_args.window, nullptr, 1);
-  const auto probe_visible =
-      visible_rows(tables, {probe_args.limit, static_cast<size_t>(n_probe)}, probe_args.window, nullptr, 1);
-  const LineProbe probe{.q = rows_of(probe_args.q),
-                        .kv = staged(probe_args.kv, tables),
-                        .visible = as<const int2>(probe_visible),
-                        .max_slots = tables.max_slots,
-                        .scale = probe_args.scale,
-                        .softcap = probe_args.softcap,
-                        .stream = stream_.stream};
+  std::shared_ptr<std::byte> probe_visible;
+  const LineProbe probe = line_probe(probe_args, tables, {0, n_probe}, probe_visible);
   const size_t mass_bytes = static_cast<size_t>(n_head) * static_cast<size_t>(tables.max_slots) * sizeof(float);
   const auto vertical = gpu_memory_.lend(mass_bytes), slash = gpu_memory_.lend(mass_bytes);
   {
     const auto work = gpu_memory_.lend(line_work_bytes(probe));
-    line_mass(probe, as<float>(vertical), as<float>(slash), work.get());
+    line_mass(probe, {.vertical = as<float>(vertical), .slash = as<float>(slash)}, work.get());
   }
 
   ChosenLines chosen;

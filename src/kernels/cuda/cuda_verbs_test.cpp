@@ -1,4 +1,5 @@
 // Verbs on the GPU against those of `ref`.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -45,12 +46,110 @@ TEST_F(CudaVerbs, ScoreWindow) {
       device().score_window({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, actual);
       ref::score_window({args.q, args.kv, args.limit, args.scale, args.softcap, args.window}, head, expected);
       expect_near(actual, expected, 1e-5);
-      std::vector<float> mass, sums(actual.size() / static_cast<size_t>(args.q.n_rows));
-      for (size_t i = 0; i < actual.size(); ++i) sums[i % sums.size()] += actual[i];
-      device().window_mass({there.q, there.kv, args.limit, args.scale, args.softcap, args.window}, head, mass);
-      expect_near(mass, sums, 1e-5);
     }
   }
+}
+
+/// A problem on both sides, the last kv head with only `last_slots` of its slots (0: all).
+struct BothSides {
+  BothSides(Device& device, const std::string& text, int32_t last_slots = 0)
+      : data(parse_problem(text)), on_gpu(device, data), here(data.args()), there(on_gpu.args()) {
+    const auto shortened = [last_slots](AttnArgs& args, std::vector<KvHead>& heads) {
+      heads.assign(args.kv.heads.begin(), args.kv.heads.end());
+      if (last_slots > 0) heads.back().n_slots = last_slots;
+      args.kv.heads = heads;
+    };
+    shortened(here, heads_here);
+    shortened(there, heads_there);
+  }
+  ProblemData data;
+  ProblemOn on_gpu;
+  AttnArgs here, there;
+  std::vector<KvHead> heads_here, heads_there;
+};
+
+class CudaWindowMass : public CudaVerbs {
+ protected:
+  /// Every `step`-th row is a probe. The GPU rounds keys to bf16: `tolerance` is a share of the mass, and what rows
+  /// without a slot to see would get is 0.
+  static void expect_mass(const BothSides& problem, int64_t step, double tolerance) {
+    std::vector<float> q = rounded_q(problem.data);
+    const auto probe_of = [&](const AttnArgs& args, const std::vector<int32_t>& limit) {
+      ProbeArgs probe{args.q, args.kv, limit.data(), args.scale, args.softcap, args.window};
+      probe.q.n_rows = std::ssize(limit);
+      probe.q.stride *= step;
+      return probe;
+    };
+    std::vector<int32_t> limit;
+    for (int64_t row = 0; row < problem.here.q.n_rows; row += step) limit.push_back(problem.here.limit[row]);
+    std::vector<std::vector<float>> mass = {{1, 2, 3}};  // stale values must not survive
+    device().window_mass(probe_of(problem.there, limit), mass);
+    ProbeArgs here = probe_of(problem.here, limit);
+    here.q.data = q.data();
+    ASSERT_EQ(mass.size(), static_cast<size_t>(here.q.n_head));
+    for (int32_t head = 0; head < here.q.n_head; ++head) {
+      const std::vector<float>& actual = mass[static_cast<size_t>(head)];
+      std::vector<float> probabilities;
+      ref::score_window(here, head, probabilities);
+      ASSERT_EQ(actual.size() * limit.size(), probabilities.size());
+      for (size_t slot = 0; slot < actual.size(); ++slot) {
+        double expected = 0;
+        for (size_t i = slot; i < probabilities.size(); i += actual.size()) expected += double{probabilities[i]};
+        ASSERT_NEAR(actual[slot], expected, tolerance * expected + 1e-7) << "head " << head << " slot " << slot;
+      }
+    }
+  }
+  static constexpr double kTight = 1e-3, kRounded = 3e-2;
+};
+
+TEST_F(CudaWindowMass, EqualsRef) {
+  for (const auto& [text, tolerance] : {
+           std::pair{"prefill rows=64 slots=500 dim=64 heads=4 kv=2 type=bf16", kTight},
+           std::pair{"prefill rows=200 slots=2500 dim=128 heads=8 kv=2 type=bf16", kTight},
+           std::pair{"prefill rows=32 slots=3000 dim=128 heads=4 kv=1 type=bf16 window=700", kTight},
+           std::pair{"prefill rows=128 slots=128 dim=96 heads=3 kv=3 type=bf16 softcap=2", kTight},
+           std::pair{"prefill rows=70 slots=900 dim=256 heads=2 kv=1 type=bf16 bias=1 holes=0.4", kTight},
+           std::pair{"prefill rows=65 slots=1100 dim=64 heads=2 kv=1 type=bf16 window=9 softcap=3 bias=1 holes=0.3",
+                     kTight},
+           std::pair{"prefill rows=5 slots=99 dim=40 heads=2 kv=1", kRounded},
+           std::pair{"prefill rows=9 slots=130 dim=64 window=30 softcap=3 bias=1 holes=0.3 type=q8_0", kRounded},
+           std::pair{"prefill rows=100 slots=1000 dim=128 heads=2 kv=2 type=f32", kRounded},
+       }) {
+    SCOPED_TRACE(text);
+    const BothSides problem(device(), text);
+    expect_mass(problem, 1, tolerance);
+    expect_mass(problem, 3, tolerance);
+  }
+}
+
+TEST_F(CudaWindowMass, OfHeadsWithDifferentSlots) {
+  for (const int32_t last_slots : {1, 64, 500, 1030}) {
+    SCOPED_TRACE(last_slots);
+    expect_mass({device(), "prefill rows=70 slots=1100 dim=64 heads=4 kv=2 type=bf16", last_slots}, 1, kTight);
+  }
+}
+
+TEST_F(CudaWindowMass, OfAnyLength) {
+  for (const int32_t slots : {1, 2, 31, 63, 64, 65, 127, 128, 129, 200, 255, 256, 257}) {
+    for (const int32_t rows : {1, 2, 17, 64, 65, 129}) {
+      if (rows > slots) continue;
+      const std::string text = fmt::format("prefill rows={} slots={} dim=64 heads=2 kv=1 type=bf16", rows, slots);
+      SCOPED_TRACE(text);
+      expect_mass({device(), text}, 1, kTight);
+    }
+  }
+}
+
+TEST_F(CudaWindowMass, OfMoreSlotsThanAPieceOfTheDownload) {
+  // 2 heads of 600,000 slots: 4.8 MB.
+  expect_mass({device(), "prefill rows=1 slots=600000 dim=8 heads=2 kv=1 type=bf16"}, 1, kTight);
+}
+
+TEST_F(CudaWindowMass, OfNoRows) {
+  const BothSides problem(device(), "prefill rows=3 slots=70 dim=64 heads=2 kv=1");
+  std::vector<std::vector<float>> mass = {{1, 2, 3}};
+  device().window_mass({problem.there.q.rows(0, 0), problem.there.kv, problem.here.limit}, mass);
+  EXPECT_EQ(mass, std::vector<std::vector<float>>(2, std::vector<float>(70)));
 }
 
 TEST_F(CudaVerbs, PoolsFromSeveralThreads) {

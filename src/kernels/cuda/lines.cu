@@ -58,22 +58,10 @@ __device__ void load_queries(const LineProbe& probe, int head, const Shared& sha
   }
 }
 
-/// Logits, in base 2, of all rows with the keys [begin, begin + kTile); -infinity where a row does not see one.
-__device__ void score_tile(const LineProbe& probe, int kv_head, int64_t begin, const Shared& shared) {
+/// Products of a warp's 16 rows with a tile's keys.
+__device__ void multiply_tile(int first_row, int dim, const Shared& shared) {
   namespace wmma = nvcuda::wmma;
-  const int dim = probe.kv.dim;
   const int stride = dim + kPad;
-  const __nv_bfloat16* keys = probe.kv.k + (static_cast<int64_t>(kv_head) * probe.kv.capacity + begin) * dim;
-  for (int i = threadIdx.x; i < kTile * dim / 8; i += kThreads) {
-    const int key = i / (dim / 8);
-    const int at = i % (dim / 8) * 8;
-    uint4 eight = {};
-    if (begin + key < probe.kv.capacity)
-      eight = *reinterpret_cast<const uint4*>(keys + static_cast<int64_t>(key) * dim + at);
-    *reinterpret_cast<uint4*>(shared.k + key * stride + at) = eight;
-  }
-  __syncthreads();
-  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;
   wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums[kTile / 16];
   for (auto& sum : sums) wmma::fill_fragment(sum, 0.0F);
   for (int d = 0; d < dim; d += 16) {
@@ -90,9 +78,28 @@ __device__ void score_tile(const LineProbe& probe, int kv_head, int64_t begin, c
   for (int n = 0; n < kTile / 16; ++n) {
     wmma::store_matrix_sync(shared.s + first_row * kScoreStride + n * 16, sums[n], kScoreStride, wmma::mem_row_major);
   }
+}
+
+/// Products of the probe's rows with the keys [begin, begin + kTile).
+__device__ void score_tile(const LineProbe& probe, int kv_head, int64_t begin, const Shared& shared) {
+  const int dim = probe.kv.dim;
+  const int stride = dim + kPad;
+  const __nv_bfloat16* keys = probe.kv.k + (static_cast<int64_t>(kv_head) * probe.kv.capacity + begin) * dim;
+  for (int i = threadIdx.x; i < kTile * dim / 8; i += kThreads) {
+    const int key = i / (dim / 8);
+    const int at = i % (dim / 8) * 8;
+    uint4 eight = {};
+    if (begin + key < probe.kv.capacity)
+      eight = *reinterpret_cast<const uint4*>(keys + static_cast<int64_t>(key) * dim + at);
+    *reinterpret_cast<uint4*>(shared.k + key * stride + at) = eight;
+  }
+  __syncthreads();
+  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  if (first_row < probe.q.n_rows) multiply_tile(first_row, dim, shared);
   __syncthreads();
 }
 
+/// In base 2; -infinity where the row does not see the slot.
 __device__ float logit(const LineProbe& probe, int kv_head, int64_t slot, int2 visible, float product) {
   if (slot < visible.x || slot >= visible.y) return kNothing;
   float x = product * probe.scale;
@@ -155,11 +162,11 @@ __global__ void join_sums(const float2* partial, int n_chunk, float* denominator
   denominator[blockIdx.x * kRows + threadIdx.x] = largest > kNothing ? largest + log2f(sum) : INFINITY;
 }
 
-/// Turns a tile's logits into probabilities.
+/// Turns a tile's products into probabilities.
 __device__ void softmax_tile(const LineProbe& probe, int kv_head, int64_t begin, const float* denominator,
                              const Shared& shared) {
   const int key = static_cast<int>(threadIdx.x) % kTile;
-  for (int row = static_cast<int>(threadIdx.x) / kTile; row < kRows; row += kThreads / kTile) {
+  for (int row = static_cast<int>(threadIdx.x) / kTile; row < probe.q.n_rows; row += kThreads / kTile) {
     float& s = shared.s[row * kScoreStride + key];
     s = exp2f(logit(probe, kv_head, begin + key, visible_of(probe, kv_head, row), s) - denominator[row]);
   }
@@ -167,11 +174,12 @@ __device__ void softmax_tile(const LineProbe& probe, int kv_head, int64_t begin,
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sum_lines(const LineProbe probe, const float* all_denominators, float* vertical, float* slash) {
+    sum_lines(const LineProbe probe, const float* all_denominators, const LineSums sums) {
   extern __shared__ std::byte bytes[];
   __shared__ float denominator[kRows];
   __shared__ float diagonal[kChunk + kRows];  // by key - row + kRows - 1, counted from the chunk's first key
   const Shared shared = carve(bytes, probe.kv.dim);
+  const int n_rows = static_cast<int>(probe.q.n_rows);
   const int head = blockIdx.y;
   const int kv_head = head / (probe.q.n_head / probe.kv.n_head_kv);
   load_queries(probe, head, shared);
@@ -184,24 +192,26 @@ __global__ void __launch_bounds__(kThreads)
     const int d = static_cast<int>(threadIdx.x);
     if (d < kTile && begin + d < probe.max_slots) {
       float sum = 0;
-      for (int row = 0; row < kRows; ++row) sum += shared.s[row * kScoreStride + d];
-      vertical[static_cast<int64_t>(head) * probe.max_slots + begin + d] = sum;
+      for (int row = 0; row < n_rows; ++row) sum += shared.s[row * kScoreStride + d];
+      float& to = sums.vertical[static_cast<int64_t>(head) * probe.max_slots + begin + d];
+      to = sums.adds ? to + sum : sum;
     }
-    if (d < kDiagonals) {
+    if (sums.slash != nullptr && d < kDiagonals) {
       float sum = 0;
-      for (int row = max(0, kRows - 1 - d); row < min(kRows, kRows - 1 - d + kTile); ++row) {
+      for (int row = max(0, kRows - 1 - d); row < min(n_rows, kRows - 1 - d + kTile); ++row) {
         sum += shared.s[row * kScoreStride + d - (kRows - 1) + row];
       }
       diagonal[begin - first + d] += sum;
     }
     __syncthreads();
   }
+  if (sums.slash == nullptr) return;
   // A diagonal that crosses the border of two chunks gets two addends, whose order does not matter.
   const int64_t own = probe.visible[kv_head * probe.q.n_rows].y - 1;  // row 0's slot
   for (int i = threadIdx.x; i < kChunk + kRows; i += kThreads) {
     const int64_t distance = own - first + kRows - 1 - i;
     if (distance < 0 || distance >= probe.max_slots || diagonal[i] == 0) continue;
-    atomicAdd(slash + static_cast<int64_t>(head) * probe.max_slots + distance, diagonal[i]);
+    atomicAdd(sums.slash + static_cast<int64_t>(head) * probe.max_slots + distance, diagonal[i]);
   }
 }
 
@@ -400,7 +410,7 @@ size_t line_work_bytes(const LineProbe& probe) {
   return partial_bytes(probe) + static_cast<size_t>(probe.q.n_head) * kRows * sizeof(float);
 }
 
-void line_mass(const LineProbe& probe, float* vertical, float* slash, std::byte* work) {
+void line_mass(const LineProbe& probe, const LineSums& sums, std::byte* work) {
   const size_t shared = shared_bytes(probe.kv.dim);
   for (const auto* kernel : {reinterpret_cast<const void*>(row_sums), reinterpret_cast<const void*>(sum_lines)}) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
@@ -409,11 +419,13 @@ void line_mass(const LineProbe& probe, float* vertical, float* slash, std::byte*
   auto* partial = reinterpret_cast<float2*>(work);
   auto* denominator = reinterpret_cast<float*>(work + partial_bytes(probe));
   const dim3 grid(static_cast<unsigned>(n_chunk_of(probe)), static_cast<unsigned>(probe.q.n_head));
-  const size_t bytes = static_cast<size_t>(probe.q.n_head) * static_cast<size_t>(probe.max_slots) * sizeof(float);
-  check(cudaMemsetAsync(slash, 0, bytes, probe.stream), "clearing the slashes");
+  if (sums.slash != nullptr) {
+    const size_t bytes = static_cast<size_t>(probe.q.n_head) * static_cast<size_t>(probe.max_slots) * sizeof(float);
+    check(cudaMemsetAsync(sums.slash, 0, bytes, probe.stream), "clearing the slashes");
+  }
   row_sums<<<grid, kThreads, shared, probe.stream>>>(probe, partial);
   join_sums<<<static_cast<unsigned>(probe.q.n_head), kRows, 0, probe.stream>>>(partial, n_chunk_of(probe), denominator);
-  sum_lines<<<grid, kThreads, shared, probe.stream>>>(probe, denominator, vertical, slash);
+  sum_lines<<<grid, kThreads, shared, probe.stream>>>(probe, denominator, sums);
   check(cudaGetLastError(), "mass of lines");
 }
 

@@ -9,8 +9,8 @@ namespace winnow::cuda {
 
 inline constexpr int32_t kMaxProbeRows = 64;
 
-/// The rows of a probe are the last of those that lists are made for; each sees its own slot last, and these slots
-/// follow each other. Pointers are device memory.
+/// The rows of a probe. For lines they are the last of those that lists are made for; each sees its own slot last, and
+/// these slots follow each other. Pointers are device memory.
 struct LineProbe {
   HeadRows q;  // [n_probe, n_head, head_dim], at most kMaxProbeRows rows
   StagedKv kv;
@@ -20,10 +20,16 @@ struct LineProbe {
   cudaStream_t stream = nullptr;
 };
 
-/// Sums of the probe's probabilities over its rows. vertical, slash [n_head, max_slots], written; work:
-/// line_work_bytes(probe).
+/// Sums of probabilities over rows, for each slot and each distance. [n_head, max_slots] in device memory
+struct LineSums {
+  float* vertical = nullptr;
+  float* slash = nullptr;  // null: not wanted
+  bool adds = false;       // to what is in `vertical`
+};
+
+/// Sums of the probe's probabilities; work: line_work_bytes(probe).
 size_t line_work_bytes(const LineProbe& probe);
-void line_mass(const LineProbe& probe, float* vertical, float* slash, std::byte* work);
+void line_mass(const LineProbe& probe, const LineSums& sums, std::byte* work);
 
 /// The chosen lines of each head.
 struct ChosenLines {

@@ -56,9 +56,16 @@ void Transfers::upload(void* to, const void* from, size_t bytes) {
 }
 
 void Transfers::download(void* to, const void* from, size_t bytes) {
+  download(from, bytes, [to](std::span<const std::byte> piece, size_t begin) {
+    std::memcpy(static_cast<std::byte*>(to) + begin, piece.data(), piece.size());
+  });
+}
+
+void Transfers::download(const void* from, size_t bytes,
+                         const std::function<void(std::span<const std::byte> piece, size_t begin)>& take) {
   const size_t n_pieces = (bytes + kPiece - 1) / kPiece;
   const auto size = [&](size_t piece) { return std::min(kPiece, bytes - piece * kPiece); };
-  // One piece is on its way while the one before it is copied out.
+  // One piece is on its way while the one before it is taken.
   for (size_t piece = 0; piece <= n_pieces; ++piece) {
     if (piece < n_pieces) {
       check(cudaMemcpyAsync(down_ + piece % 2 * kPiece, static_cast<const std::byte*>(from) + piece * kPiece,
@@ -68,7 +75,7 @@ void Transfers::download(void* to, const void* from, size_t bytes) {
     }
     if (piece == 0) continue;
     check(cudaEventSynchronize(arrived_[(piece - 1) % 2]), "waiting for a copy");
-    std::memcpy(static_cast<std::byte*>(to) + (piece - 1) * kPiece, down_ + (piece - 1) % 2 * kPiece, size(piece - 1));
+    take({down_ + (piece - 1) % 2 * kPiece, size(piece - 1)}, (piece - 1) * kPiece);
   }
 }
 

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
+#include <span>
 
 namespace winnow::cuda {
 
@@ -24,6 +26,9 @@ class Transfers {
   void upload_staged(void* to, const std::byte* staged, size_t bytes);
   /// Copies to the host and waits until it is done.
   void download(void* to, const void* from, size_t bytes);
+  /// The same, piece by piece into what take(piece, where it begins in bytes) makes of it.
+  void download(const void* from, size_t bytes,
+                const std::function<void(std::span<const std::byte> piece, size_t begin)>& take);
 
   static constexpr size_t kPiece = size_t{4} << 20;
 

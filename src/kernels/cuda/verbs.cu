@@ -153,16 +153,6 @@ __global__ void softmax_kernel(ScoreArgs args, float* rows) {
   }
 }
 
-/// A thread for each column.
-__global__ void sum_rows_kernel(const float* rows, int64_t n, int32_t n_slots, float* out) {
-  const int32_t slot = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (slot >= n_slots) return;
-  float sum = 0;
-#pragma unroll 8
-  for (int64_t row = 0; row < n; ++row) sum += rows[row * n_slots + slot];
-  out[slot] = sum;
-}
-
 /// One block for each mean; threads run along the head.
 template <typename A>
 __global__ void pool_kernel(A a, int32_t dim, int32_t block, float* out) {
@@ -191,12 +181,6 @@ void score_window(const ScoreArgs& args, float* out, cudaStream_t stream) {
                  args.head_dim, args.scale, out, stream);
   softmax_kernel<<<static_cast<unsigned>(args.q.n), kSoftmaxThreads, 0, stream>>>(args, out);
   check(cudaGetLastError(), "launching probabilities");
-}
-
-void sum_rows(const float* rows, int64_t n, int32_t n_slots, float* out, cudaStream_t stream) {
-  sum_rows_kernel<<<static_cast<unsigned>((n_slots + kThreads - 1) / kThreads), kThreads, 0, stream>>>(rows, n, n_slots,
-                                                                                                       out);
-  check(cudaGetLastError(), "launching sums");
 }
 
 void pool_rows(const ProbeRows& q, int32_t head_dim, int32_t block, float* out, cudaStream_t stream) {

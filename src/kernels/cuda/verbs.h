@@ -36,9 +36,6 @@ struct ScoreArgs {
 /// Softmax over the slots of each row; what a row does not see gets 0. -> out [q.n, n_slots]
 void score_window(const ScoreArgs& args, float* out, cudaStream_t stream);
 
-/// Sums over rows [n, n_slots] -> out [n_slots]
-void sum_rows(const float* rows, int64_t n, int32_t n_slots, float* out, cudaStream_t stream);
-
 /// Means of each `block` rows or slots, the last of what there is. -> out [ceil(n / block), head_dim]
 void pool_rows(const ProbeRows& q, int32_t head_dim, int32_t block, float* out, cudaStream_t stream);
 void pool_keys(const KeyBlocks& k, int32_t head_dim, int32_t block, float* out, cudaStream_t stream);
