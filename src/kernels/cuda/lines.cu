@@ -5,9 +5,6 @@
 
 #include <mma.h>
 
-#include <cub/block/block_scan.cuh>
-#include <cub/device/device_scan.cuh>
-
 #include "kernels/cuda/check.h"
 
 namespace winnow::cuda {
@@ -205,193 +202,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-constexpr int kSelectThreads = 1024;
-constexpr int kItems = 8;  // scores of one thread in a strip
-constexpr int kDigits = 2048;
-
-struct Scores {
-  const float* at;
-  int n, n_forced;
-  /// Scores are not negative, so their bits order as they do.
-  __device__ uint32_t key(int i) const { return i < n_forced ? 0x7f800000U : __float_as_uint(at[i]); }
-};
-
-using SelectScan = cub::BlockScan<int, kSelectThreads>;
-
-struct SelectShared {
-  int count[kDigits];
-  uint32_t digit;
-  int above;
-  typename SelectScan::TempStorage scan;
-};
-
-/// One digit of the k-th largest key, and how many keys lie above it: `prefix` holds the digits found so far.
-__device__ void find_digit(const Scores& scores, int shift, int bits, uint32_t& prefix, int& k, SelectShared& shared) {
-  for (int i = threadIdx.x; i < kDigits; i += kSelectThreads) shared.count[i] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < scores.n; i += kSelectThreads) {
-    const uint32_t key = scores.key(i);
-    if (shift + bits < 32 && (key >> (shift + bits)) != prefix) continue;
-    atomicAdd(&shared.count[key >> shift & ((1U << bits) - 1)], 1);
-  }
-  __syncthreads();
-  // From the largest digit down: two to a thread.
-  const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x);
-  const int counts[2] = {shared.count[high], shared.count[high - 1]};
-  int before = 0;
-  SelectScan(shared.scan).ExclusiveSum(counts[0] + counts[1], before);
-  for (int i = 0; i < 2; ++i) {
-    if (before < k && before + counts[i] >= k) {
-      shared.digit = static_cast<uint32_t>(high - i);
-      shared.above = before;
-    }
-    before += counts[i];
-  }
-  __syncthreads();
-  prefix = prefix << bits | shared.digit;
-  k -= shared.above;
-  __syncthreads();
-}
-
-/// Indices of the k largest scores, ascending, or descending where `backwards`.
-__device__ void select_largest(const Scores& scores, int k, bool backwards, int32_t* out, SelectShared& shared) {
-  uint32_t threshold = 0;
-  int ties = k;  // how many of the keys equal to the threshold are taken
-  find_digit(scores, 21, 11, threshold, ties, shared);
-  find_digit(scores, 10, 11, threshold, ties, shared);
-  find_digit(scores, 0, 10, threshold, ties, shared);
-  int n_above = 0;  // of the strips so far
-  int n_equal = 0;
-  for (int strip = 0; strip < scores.n; strip += kSelectThreads * kItems) {
-    const int first = strip + static_cast<int>(threadIdx.x) * kItems;
-    int own = 0;  // above in the high half, equal in the low half: both at most 8192
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      own += key > threshold ? 1 << 16 : key == threshold ? 1 : 0;
-    }
-    int before = 0;
-    int all = 0;
-    SelectScan(shared.scan).ExclusiveSum(own, before, all);
-    int above = n_above + (before >> 16);
-    int equal = n_equal + (before & 0xffff);
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      if (key > threshold || (key == threshold && equal < ties)) {
-        const int at = above + min(equal, ties);
-        out[backwards ? k - 1 - at : at] = i;
-      }
-      above += key > threshold ? 1 : 0;
-      equal += key == threshold ? 1 : 0;
-    }
-    n_above += all >> 16;
-    n_equal += all & 0xffff;
-    __syncthreads();
-  }
-}
-
-__global__ void __launch_bounds__(kSelectThreads)
-    select_lines(const LineProbe probe, const float* vertical, const float* slash, const LineBudget* budgets,
-                 const ChosenLines chosen) {
-  __shared__ SelectShared shared;
-  const int head = blockIdx.x;
-  const bool slashes = blockIdx.y == 1;
-  const int kv_head = head / (probe.q.n_head / probe.kv.n_head_kv);
-  const LineBudget budget = budgets[head];
-  const int n = probe.visible[(kv_head + 1) * probe.q.n_rows - 1].y;
-  const int k = min(slashes ? budget.n_slash : budget.n_vertical, n);
-  const Scores scores = {(slashes ? slash : vertical) + static_cast<int64_t>(head) * probe.max_slots, n,
-                         slashes ? budget.forced_slashes : budget.forced_verticals};
-  int32_t* out = slashes ? chosen.slash + static_cast<int64_t>(head) * chosen.most_slash
-                         : chosen.vertical + static_cast<int64_t>(head) * chosen.most_vertical;
-  if (threadIdx.x == 0) chosen.n[head * 2 + (slashes ? 1 : 0)] = k;
-  if (k > 0) select_largest(scores, k, slashes, out, shared);
-}
-
-/// push_lines of attention/lines.h for one query block; `block` and `column` take the entries.
-template <typename Block, typename Column>
-__device__ void push_lines(const LayArgs& args, int head, int own, int n_seen, Block block, Column column) {
-  const int32_t* verticals = args.chosen.vertical + static_cast<int64_t>(head) * args.chosen.most_vertical;
-  const int32_t* slashes = args.chosen.slash + static_cast<int64_t>(head) * args.chosen.most_slash;
-  const int n_vertical = args.chosen.n[head * 2];
-  const int n_slash = args.chosen.n[head * 2 + 1];
-  const int end_of_rows = own + kLineBlock;
-  int vertical = 0;
-  int begin = -1;
-  int end = -1;
-  const auto flush = [&] {
-    for (; vertical < n_vertical && verticals[vertical] < end; ++vertical) {
-      if (verticals[vertical] < begin) column(verticals[vertical]);
-    }
-    for (int slot = begin; slot < min(end, n_seen); slot += kLineBlock) block(slot);
-  };
-  int low = 0;  // the first distance that is not longer than the last row stands deep
-  for (int high = n_slash; low < high;) {
-    const int middle = (low + high) / 2;
-    if (slashes[middle] >= end_of_rows) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  constexpr int kAhead = 8;  // distances that are fetched together: each by itself would be waited for
-  for (int first = low; first < n_slash; first += kAhead) {
-    int distance[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) distance[i] = slashes[min(first + i, n_slash - 1)];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {  // the last one again changes nothing
-      const int e = max(end_of_rows - distance[i], kLineBlock);
-      if (end < 0 || e > end + kLineBlock) {
-        if (end >= 0) flush();
-        begin = e - kLineBlock;
-        end = e;
-      } else if (e > end) {
-        end += kLineBlock;
-      }
-    }
-  }
-  if (end >= 0) flush();
-}
-
-/// Without block_begin: how long each list is, written one behind its place. With it: the lists.
-__global__ void lay(const LayArgs args, int n_block_q) {
-  const int block_q = blockIdx.x * blockDim.x + threadIdx.x;
-  if (block_q >= n_block_q) return;
-  const int head = blockIdx.y;
-  const int2* visible = args.visible + head / args.group * args.n_rows;
-  const int64_t row = static_cast<int64_t>(block_q) * kLineBlock;
-  const int own = visible[row].y - 1;
-  const int n_seen = visible[min(row + kLineBlock, args.n_rows) - 1].y;
-  const int64_t list = static_cast<int64_t>(head) * n_block_q + block_q;
-  if (args.block_begin == nullptr) {
-    int n_block = 0;
-    int n_column = 0;
-    push_lines(
-        args, head, own, n_seen, [&](int) { ++n_block; }, [&](int) { ++n_column; });
-    args.block_ptr[list + 1] = n_block;
-    args.column_ptr[list + 1] = n_column;
-    if (list == 0) args.block_ptr[0] = args.column_ptr[0] = 0;
-    return;
-  }
-  int32_t* block = args.block_begin + args.block_ptr[list];
-  int32_t* column = args.column + args.column_ptr[list];
-  push_lines(
-      args, head, own, n_seen, [&](int slot) { *block++ = slot; }, [&](int slot) { *column++ = slot; });
-}
-
 int n_chunk_of(const LineProbe& probe) {
   return (probe.max_slots + kChunk - 1) / kChunk;
 }
 
 size_t partial_bytes(const LineProbe& probe) {
   return static_cast<size_t>(probe.q.n_head) * n_chunk_of(probe) * kRows * sizeof(float2);
-}
-
-size_t scan_bytes(int64_t n) {
-  size_t bytes = 0;
-  int32_t* none = nullptr;
-  check(cub::DeviceScan::InclusiveSum(nullptr, bytes, none, none, n), "size of a scan");
-  return bytes;
 }
 
 }  // namespace
@@ -415,32 +231,6 @@ void line_mass(const LineProbe& probe, float* vertical, float* slash, std::byte*
   join_sums<<<static_cast<unsigned>(probe.q.n_head), kRows, 0, probe.stream>>>(partial, n_chunk_of(probe), denominator);
   sum_lines<<<grid, kThreads, shared, probe.stream>>>(probe, denominator, vertical, slash);
   check(cudaGetLastError(), "mass of lines");
-}
-
-void choose_lines(const LineProbe& probe, const float* vertical, const float* slash, const LineBudget* budget,
-                  const ChosenLines& chosen) {
-  const dim3 grid(static_cast<unsigned>(probe.q.n_head), 2);
-  select_lines<<<grid, kSelectThreads, 0, probe.stream>>>(probe, vertical, slash, budget, chosen);
-  check(cudaGetLastError(), "choice of lines");
-}
-
-size_t lay_work_bytes(int32_t n_head, int64_t n_rows) {
-  return scan_bytes(n_head * ((n_rows + kLineBlock - 1) / kLineBlock));
-}
-
-void lay_lines(const LayArgs& args) {
-  constexpr int kLayThreads = 64;
-  const auto n_block_q = static_cast<int>((args.n_rows + kLineBlock - 1) / kLineBlock);
-  const dim3 grid(static_cast<unsigned>((n_block_q + kLayThreads - 1) / kLayThreads),
-                  static_cast<unsigned>(args.n_head));
-  lay<<<grid, kLayThreads, 0, args.stream>>>(args, n_block_q);
-  check(cudaGetLastError(), "lists of lines");
-  if (args.block_begin != nullptr) return;
-  const int64_t n = int64_t{args.n_head} * n_block_q;
-  size_t bytes = scan_bytes(n);
-  for (int32_t* ptr : {args.block_ptr, args.column_ptr}) {
-    check(cub::DeviceScan::InclusiveSum(args.work, bytes, ptr + 1, ptr + 1, n, args.stream), "ends of the lists");
-  }
 }
 
 }  // namespace winnow::cuda
