@@ -9,7 +9,8 @@ namespace winnow::cuda {
 namespace {
 
 constexpr int kSelectThreads = 1024;
-constexpr int kItems = 8;  // scores of one thread in a strip
+constexpr int kItems = 8;  // scores of one thread in a strip, all of them fetched before one is looked at
+constexpr int kStrip = kSelectThreads * kItems;
 constexpr int kDigits = 2048;
 
 struct Scores {
@@ -17,6 +18,11 @@ struct Scores {
   int n, n_forced;
   /// Scores are not negative, so their bits order as they do.
   __device__ uint32_t key(int i) const { return i < n_forced ? 0x7f800000U : __float_as_uint(at[i]); }
+  /// Keys from `first` on, `step` apart; those behind the end are 0.
+  __device__ void load(int first, int step, uint32_t (&keys)[kItems]) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) keys[j] = first + j * step < n ? key(first + j * step) : 0;
+  }
 };
 
 using SelectScan = cub::BlockScan<int, kSelectThreads>;
@@ -28,15 +34,9 @@ struct SelectShared {
   typename SelectScan::TempStorage scan;
 };
 
-/// One digit of the k-th largest key, and how many keys lie above it: `prefix` holds the digits found so far.
-__device__ void find_digit(const Scores& scores, int shift, int bits, uint32_t& prefix, int& k, SelectShared& shared) {
-  for (int i = threadIdx.x; i < kDigits; i += kSelectThreads) shared.count[i] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < scores.n; i += kSelectThreads) {
-    const uint32_t key = scores.key(i);
-    if (shift + bits < 32 && (key >> (shift + bits)) != prefix) continue;
-    atomicAdd(&shared.count[key >> shift & ((1U << bits) - 1)], 1);
-  }
+/// Of the keys counted so far: the digit of the k-th largest, and how many have larger ones. Where there are less than
+/// k both stay as they are.
+__device__ void rank_digit(int k, SelectShared& shared) {
   __syncthreads();
   // From the largest digit down: two to a thread.
   const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x);
@@ -51,6 +51,34 @@ __device__ void find_digit(const Scores& scores, int shift, int bits, uint32_t& 
     before += counts[i];
   }
   __syncthreads();
+}
+
+/// One digit of the k-th largest key, and how many keys lie above it: `prefix` holds the digits found so far.
+///
+/// Most keys are small, have few digits between them, and would wait for each other's counts. But the k-th largest of
+/// some keys is a lower bound: what lies below that of the first strip, the first 4, the first 16, is not counted.
+__device__ void find_digit(const Scores& scores, int shift, int bits, uint32_t& prefix, int& k, SelectShared& shared) {
+  for (int i = threadIdx.x; i < kDigits; i += kSelectThreads) shared.count[i] = 0;
+  if (threadIdx.x == 0) shared.digit = 0;
+  __syncthreads();
+  int next_rank = kStrip;
+  for (int strip = 0; strip < scores.n; strip += kStrip) {
+    if (strip == next_rank) {
+      rank_digit(k, shared);
+      next_rank *= 4;
+    }
+    const uint32_t least = shared.digit;
+    const int first = strip + static_cast<int>(threadIdx.x);
+    uint32_t keys[kItems];
+    scores.load(first, kSelectThreads, keys);
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const uint32_t digit = keys[j] >> shift & ((1U << bits) - 1);
+      const bool counts = shift + bits == 32 || keys[j] >> (shift + bits) == prefix;
+      if (first + j * kSelectThreads < scores.n && counts && digit >= least) atomicAdd(&shared.count[digit], 1);
+    }
+  }
+  rank_digit(k, shared);
   prefix = prefix << bits | shared.digit;
   k -= shared.above;
   __syncthreads();
@@ -63,28 +91,39 @@ __device__ void select_largest(const Scores& scores, int k, bool backwards, int3
   find_digit(scores, 21, 11, threshold, ties, shared);
   find_digit(scores, 10, 11, threshold, ties, shared);
   find_digit(scores, 0, 10, threshold, ties, shared);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned lanes_before = (1U << lane) - 1;
   int n_above = 0;  // of the strips so far
   int n_equal = 0;
-  for (int strip = 0; strip < scores.n; strip += kSelectThreads * kItems) {
-    const int first = strip + static_cast<int>(threadIdx.x) * kItems;
-    int own = 0;  // above in the high half, equal in the low half: both at most 8192
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      own += key > threshold ? 1 << 16 : key == threshold ? 1 : 0;
+  for (int strip = 0; strip < scores.n; strip += kStrip) {
+    const int first = strip + static_cast<int>(threadIdx.x) / 32 * (32 * kItems) + lane;  // warps have runs
+    uint32_t keys[kItems];
+    scores.load(first, 32, keys);
+    int own = 0;  // the warp's: above in the high half, equal in the low half, both at most 8192 in a strip
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const bool there = first + j * 32 < scores.n;
+      own += __popc(__ballot_sync(~0U, there && keys[j] > threshold)) << 16;
+      own += __popc(__ballot_sync(~0U, there && keys[j] == threshold));
     }
     int before = 0;
     int all = 0;
-    SelectScan(shared.scan).ExclusiveSum(own, before, all);
+    SelectScan(shared.scan).ExclusiveSum(lane == 0 ? own : 0, before, all);
+    before = __shfl_sync(~0U, before, 0);
     int above = n_above + (before >> 16);
     int equal = n_equal + (before & 0xffff);
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      if (key > threshold || (key == threshold && equal < ties)) {
-        const int at = above + min(equal, ties);
-        out[backwards ? k - 1 - at : at] = i;
+#pragma unroll
+    for (int j = 0; j < kItems && own > 0; ++j) {
+      const bool there = first + j * 32 < scores.n;
+      const unsigned over = __ballot_sync(~0U, there && keys[j] > threshold);
+      const unsigned level = __ballot_sync(~0U, there && keys[j] == threshold);
+      const int own_equal = equal + __popc(level & lanes_before);
+      if ((over >> lane & 1) != 0 || ((level >> lane & 1) != 0 && own_equal < ties)) {
+        const int at = above + __popc(over & lanes_before) + min(own_equal, ties);
+        out[backwards ? k - 1 - at : at] = first + j * 32;
       }
-      above += key > threshold ? 1 : 0;
-      equal += key == threshold ? 1 : 0;
+      above += __popc(over);
+      equal += __popc(level);
     }
     n_above += all >> 16;
     n_equal += all & 0xffff;
@@ -93,8 +132,8 @@ __device__ void select_largest(const Scores& scores, int k, bool backwards, int3
 }
 
 __global__ void __launch_bounds__(kSelectThreads)
-    select_lines(const LineProbe probe, const float* vertical, const float* slash, const LineBudget* budgets,
-                 const ChosenLines chosen) {
+    select_lines(const __grid_constant__ LineProbe probe, const float* vertical, const float* slash,
+                 const LineBudget* budgets, const __grid_constant__ ChosenLines chosen) {
   __shared__ SelectShared shared;
   const int head = blockIdx.x;
   const bool slashes = blockIdx.y == 1;
