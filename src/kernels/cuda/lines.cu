@@ -28,16 +28,17 @@ __global__ void __launch_bounds__(kThreads, kDim == 256 ? 2 : 3)
   float2 sums[4];
 #pragma unroll
   for (float2& sum : sums) sum = {kNothing, 0};
-  for_tiles<kDim>(probe, part, bytes, [&](int, const Products& x) {
+  for_tiles<kDim>(probe, part, bytes, [&](int, const Products& x, float scale) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float largest = sums[i].x;
+      float largest = kNothing;
 #pragma unroll
       for (int at = 0; at < 8; ++at) largest = fmaxf(largest, x[i / 2][at / 2][i % 2 * 2 + at % 2]);
+      largest = fmaxf(sums[i].x, largest * scale);
       const float base = largest > kNothing ? largest : 0.0F;
       float sum = sums[i].y * exp2_fast(sums[i].x - base);
 #pragma unroll
-      for (int at = 0; at < 8; ++at) sum += exp2_fast(x[i / 2][at / 2][i % 2 * 2 + at % 2] - base);
+      for (int at = 0; at < 8; ++at) sum += exp2_fast(fmaf(x[i / 2][at / 2][i % 2 * 2 + at % 2], scale, -base));
       sums[i] = {largest, sum};
     }
   });
@@ -158,11 +159,11 @@ __global__ void __launch_bounds__(kThreads, kDim == 256 ? 2 : 3)
   }
   float* column = sums.column[part.first_row / 32] + part.first_key + part.g / 2 * 8 + part.t * 2 + part.g % 2;
   float* diagonal = sums.diagonal[part.warp] + part.first_key - part.first_row + kRows + (part.g - 4) * 8;
-  for_tiles<kDim>(probe, part, bytes, [&](int begin, Products& x) {
+  for_tiles<kDim>(probe, part, bytes, [&](int begin, Products& x, float scale) {
 #pragma unroll
     for (int at = 0; at < 32; ++at) {
       float& p = x[at / 16][at / 4 % 4][at % 4];
-      p = exp2_fast(p - denominator[at / 16 * 2 + at % 4 / 2]);
+      p = exp2_fast(fmaf(p, scale, -denominator[at / 16 * 2 + at % 4 / 2]));
     }
     const int at = begin - part.first;
     column[at] = column_sum(part, x);

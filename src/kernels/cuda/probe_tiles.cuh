@@ -95,15 +95,10 @@ __device__ float logit(const LineProbe& probe, int kv_head, int slot, int2 visib
   return x * kLog2E;
 }
 
-/// Products with the tile of keys that begins at slot `begin` become logits, in base 2; -infinity where a row does not
-/// see a key.
-__device__ __forceinline__ void to_logits(const LineProbe& probe, const Part& part, int begin, Products& x) {
-  if (begin >= part.plain.x && begin + kTile <= part.plain.y) {
-    const float scale = probe.scale * kLog2E;
-#pragma unroll
-    for (int at = 0; at < 32; ++at) x[at / 16][at / 4 % 4][at % 4] *= scale;
-    return;
-  }
+/// Products with the tile of keys that begins at slot `begin` become what times the result is logits, in base 2;
+/// -infinity where a row does not see a key.
+__device__ __forceinline__ float to_logits(const LineProbe& probe, const Part& part, int begin, Products& x) {
+  if (begin >= part.plain.x && begin + kTile <= part.plain.y) return probe.scale * kLog2E;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = part.row(i);
@@ -115,6 +110,7 @@ __device__ __forceinline__ void to_logits(const LineProbe& probe, const Part& pa
       product = logit(probe, part.kv_head, slot, visible, product);
     }
   }
+  return 1;
 }
 
 /// The warp's queries by the warp's keys. keys: where the lane reads matrices, for the first 16 keys and values.
@@ -142,8 +138,8 @@ __host__ __device__ constexpr size_t stage_bytes(int dim) {
   return static_cast<size_t>(kTile) * (dim + kPad) * sizeof(__nv_bfloat16);
 }
 
-/// Calls use(begin, logits) for each tile of the part, between barriers. `stages`: two of stage_bytes(kDim), through
-/// the first of which the queries come as well.
+/// Calls use(begin, x, scale), where x times scale are logits in base 2, for each tile of the part, between barriers.
+/// `stages`: two of stage_bytes(kDim), through the first of which the queries come as well.
 template <int kDim, typename Use>
 __device__ __forceinline__ void for_tiles(const LineProbe& probe, const Part& part, std::byte* stages, const Use& use) {
   constexpr int kStride = kDim + kPad;
@@ -160,16 +156,19 @@ __device__ __forceinline__ void for_tiles(const LineProbe& probe, const Part& pa
     for (int d = 0; d < kDim / 16; ++d) load_matrices(q[i][d], shared_address(from + d * 16));
   }
   __syncthreads();
-  const __nv_bfloat16* keys = probe.kv.k + static_cast<int64_t>(part.kv_head) * probe.kv.capacity * kDim;
+  // A thread copies 16 bytes of every kStep-th key.
+  constexpr int kPieces = kDim / 8;
+  constexpr int kStep = kThreads / kPieces;
+  const int key = static_cast<int>(threadIdx.x) / kPieces;
+  const int d = static_cast<int>(threadIdx.x) % kPieces * 8;
+  const __nv_bfloat16* keys = probe.kv.k + (part.kv_head * probe.kv.capacity + key) * kDim + d;
+  const uint32_t to = shared_address(shared + key * kStride + d);
   const auto load = [&](int begin, int stage) {  // whole tiles: capacity is a multiple of kTile
     if (begin < part.end) {
 #pragma unroll
-      for (int step = 0; step < kTile * kDim / 8 / kThreads; ++step) {
-        const int i = step * kThreads + static_cast<int>(threadIdx.x);
-        const int key = i / (kDim / 8);
-        const int d = i % (kDim / 8) * 8;
-        copy_async_run(shared_address(shared + (stage * kTile + key) * kStride + d),
-                       keys + static_cast<int64_t>(begin + key) * kDim + d);
+      for (int i = 0; i < kTile; i += kStep) {
+        copy_async_run(to + static_cast<uint32_t>((stage * kTile + i) * kStride * sizeof(__nv_bfloat16)),
+                       keys + static_cast<int64_t>(begin) * kDim + i * kDim);
       }
     }
     copy_async_commit();
@@ -183,8 +182,8 @@ __device__ __forceinline__ void for_tiles(const LineProbe& probe, const Part& pa
     const int row = stage * kTile + part.first_key + lane / 16 * 8 + lane % 8;
     Products x;
     multiply<kDim>(q, shared_address(shared + row * kStride + lane / 8 % 2 * 8), x);
-    to_logits(probe, part, begin, x);
-    use(begin, x);
+    const float scale = to_logits(probe, part, begin, x);
+    use(begin, x, scale);
     stage ^= 1;
   }
   __syncthreads();
