@@ -70,7 +70,8 @@ TEST_F(CudaLines, AreThoseOfTheHost) {
   check(device(), {700, 3000, 4, 1, 128, {128, 256, 30, 100}});
   check(device(), {5000, 5000, 2, 2, 96, {500, 50, 30, 40}, 5});
   check(device(), {65, 2100, 2, 1, 256, {30, 100, 30, 100}});
-  check(device(), {17, 17, 2, 1, 64, {30, 100, 30, 100}});  // fewer rows than a probe, fewer slots than lines
+  check(device(), {200, 50000, 2, 1, 64, {1000, 2000, 30, 100}});  // many chunks, strips of scores
+  check(device(), {17, 17, 2, 1, 64, {30, 100, 30, 100}});         // fewer rows than a probe, fewer slots than lines
 }
 
 TEST_F(CudaLines, AttentionTakesThemWhereTheyLie) {

@@ -1,392 +1,194 @@
 // The probe is multiplied by the keys twice: once for each row's softmax denominator, once for the probabilities, which
-// are then summed along columns and diagonals of a tile in shared memory. So nothing of the size rows x slots is
-// stored.
+// are then summed along columns and diagonals. All of that happens in the registers that hold a tile's products:
+// nothing of the size rows x slots is stored, and a tile's probabilities never reach shared memory.
 #include "kernels/cuda/lines.h"
 
-#include <mma.h>
-
-#include <cub/block/block_scan.cuh>
-#include <cub/device/device_scan.cuh>
-
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/probe_tiles.cuh"
 
 namespace winnow::cuda {
 namespace {
 
-constexpr int kRows = kMaxProbeRows;
-constexpr int kTile = 64;        // keys
-constexpr int kChunkTiles = 16;  // of one thread block
-constexpr int kChunk = kTile * kChunkTiles;
-constexpr int kThreads = 128;                  // four warps of 16 rows each
-constexpr int kPad = 8;                        // bf16 values behind a row in shared memory, against bank conflicts
-constexpr int kScoreStride = 68;               // floats
-constexpr int kDiagonals = kTile + kRows - 1;  // of one tile
-constexpr float kLog2E = 1.4426950408889634F;
-constexpr float kNothing = -INFINITY;
+constexpr int kJoined = 16;  // threads that share the chunks of one row
 
-struct Shared {
-  __nv_bfloat16* q;  // [kRows, dim + kPad]
-  __nv_bfloat16* k;  // [kTile, dim + kPad]
-  float* s;          // [kRows, kScoreStride]
-};
-
-__host__ __device__ constexpr size_t shared_bytes(int dim) {
-  return static_cast<size_t>(kRows + kTile) * (dim + kPad) * sizeof(__nv_bfloat16) +
-         kRows * kScoreStride * sizeof(float);
-}
-
-__device__ Shared carve(std::byte* bytes, int dim) {
-  auto* q = reinterpret_cast<__nv_bfloat16*>(bytes);
-  __nv_bfloat16* k = q + kRows * (dim + kPad);
-  return {q, k, reinterpret_cast<float*>(k + kTile * (dim + kPad))};
-}
-
-__device__ float value_of(const HeadRows& q, int64_t row, int head, int d) {
-  const int64_t at = row * q.stride + static_cast<int64_t>(head) * q.head_dim + d;
-  if (q.type == Type::f32) return static_cast<const float*>(q.data)[at];
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(q.data)[at]);
-}
-
-/// The probe's queries of one head; rows and values that there are not become zero.
-__device__ void load_queries(const LineProbe& probe, int head, const Shared& shared) {
-  const int dim = probe.kv.dim;
-  for (int i = threadIdx.x; i < kRows * dim; i += kThreads) {
-    const int row = i / dim;
-    const int d = i % dim;
-    const bool there = row < probe.q.n_rows && d < probe.q.head_dim;
-    shared.q[row * (dim + kPad) + d] = __float2bfloat16(there ? value_of(probe.q, row, head, d) : 0.0F);
-  }
-}
-
-/// Products of a warp's 16 rows with a tile's keys.
-__device__ void multiply_tile(int first_row, int dim, const Shared& shared) {
-  namespace wmma = nvcuda::wmma;
-  const int stride = dim + kPad;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums[kTile / 16];
-  for (auto& sum : sums) wmma::fill_fragment(sum, 0.0F);
-  for (int d = 0; d < dim; d += 16) {
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> a;
-    wmma::load_matrix_sync(a, shared.q + first_row * stride + d, stride);
-#pragma unroll
-    for (int n = 0; n < kTile / 16; ++n) {
-      wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::col_major> b;
-      wmma::load_matrix_sync(b, shared.k + n * 16 * stride + d, stride);
-      wmma::mma_sync(sums[n], a, b, sums[n]);
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kTile / 16; ++n) {
-    wmma::store_matrix_sync(shared.s + first_row * kScoreStride + n * 16, sums[n], kScoreStride, wmma::mem_row_major);
-  }
-}
-
-/// Products of the probe's rows with the keys [begin, begin + kTile).
-__device__ void score_tile(const LineProbe& probe, int kv_head, int64_t begin, const Shared& shared) {
-  const int dim = probe.kv.dim;
-  const int stride = dim + kPad;
-  const __nv_bfloat16* keys = probe.kv.k + (static_cast<int64_t>(kv_head) * probe.kv.capacity + begin) * dim;
-  for (int i = threadIdx.x; i < kTile * dim / 8; i += kThreads) {
-    const int key = i / (dim / 8);
-    const int at = i % (dim / 8) * 8;
-    uint4 eight = {};
-    if (begin + key < probe.kv.capacity)
-      eight = *reinterpret_cast<const uint4*>(keys + static_cast<int64_t>(key) * dim + at);
-    *reinterpret_cast<uint4*>(shared.k + key * stride + at) = eight;
-  }
-  __syncthreads();
-  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;
-  if (first_row < probe.q.n_rows) multiply_tile(first_row, dim, shared);
-  __syncthreads();
-}
-
-/// In base 2; -infinity where the row does not see the slot.
-__device__ float logit(const LineProbe& probe, int kv_head, int64_t slot, int2 visible, float product) {
-  if (slot < visible.x || slot >= visible.y) return kNothing;
-  float x = product * probe.scale;
-  if (probe.softcap > 0) x = probe.softcap * tanhf(x / probe.softcap);
-  if (probe.kv.bias != nullptr) x += probe.kv.bias[static_cast<int64_t>(kv_head) * probe.kv.capacity + slot];
-  return x * kLog2E;
-}
-
-__device__ int2 visible_of(const LineProbe& probe, int kv_head, int row) {
-  return row < probe.q.n_rows ? probe.visible[kv_head * probe.q.n_rows + row] : int2{0, 0};
+/// Two largest logits x with the sums y of 2^(logit - x), as one.
+__device__ float2 join(float2 a, float2 b) {
+  const float x = fmaxf(a.x, b.x);
+  const float base = x > kNothing ? x : 0.0F;
+  return {x, a.y * exp2_fast(a.x - base) + b.y * exp2_fast(b.x - base)};
 }
 
 /// partial [n_head, n_chunk, kRows]: largest logit of a row in a chunk, and the sum of 2^(logit - largest).
-__global__ void __launch_bounds__(kThreads) row_sums(const LineProbe probe, float2* partial) {
-  extern __shared__ std::byte bytes[];
-  const Shared shared = carve(bytes, probe.kv.dim);
-  const int head = blockIdx.y;
-  const int kv_head = head / (probe.q.n_head / probe.kv.n_head_kv);
-  load_queries(probe, head, shared);
-  // Two threads a row, each for half of a tile's keys.
-  const int row = static_cast<int>(threadIdx.x) / 2;
-  const int half = static_cast<int>(threadIdx.x) % 2 * (kTile / 2);
-  const int2 visible = visible_of(probe, kv_head, row);
-  float largest = kNothing;
-  float sum = 0;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
-  for (int64_t begin = first; begin < first + kChunk && begin < probe.max_slots; begin += kTile) {
-    score_tile(probe, kv_head, begin, shared);
-    for (int i = 0; i < kTile / 2; ++i) {
-      const int key = half + (i + row) % (kTile / 2);
-      const float x = logit(probe, kv_head, begin + key, visible, shared.s[row * kScoreStride + key]);
-      if (x == kNothing) continue;
-      if (x > largest) {
-        sum *= exp2f(largest - x);
-        largest = x;
-      }
-      sum += exp2f(x - largest);
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, kDim == 256 ? 2 : 3)
+    row_sums(const __grid_constant__ LineProbe probe, float2* partial) {
+  extern __shared__ __align__(16) std::byte bytes[];
+  __shared__ float2 second[kRows];  // of the warps with the second half of the keys
+  const Part part = part_of(probe);
+  float2 sums[4];
+#pragma unroll
+  for (float2& sum : sums) sum = {kNothing, 0};
+  for_tiles<kDim>(probe, part, bytes, [&](int, const Products& x, float scale) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float largest = kNothing;
+#pragma unroll
+      for (int at = 0; at < 8; ++at) largest = fmaxf(largest, x[i / 2][at / 2][i % 2 * 2 + at % 2]);
+      largest = fmaxf(sums[i].x, largest * scale);
+      const float base = largest > kNothing ? largest : 0.0F;
+      float sum = sums[i].y * exp2_fast(sums[i].x - base);
+#pragma unroll
+      for (int at = 0; at < 8; ++at) sum += exp2_fast(fmaf(x[i / 2][at / 2][i % 2 * 2 + at % 2], scale, -base));
+      sums[i] = {largest, sum};
     }
-    __syncthreads();
+  });
+#pragma unroll
+  for (float2& sum : sums) {
+#pragma unroll
+    for (int other = 1; other < 4; other *= 2) {
+      sum = join(sum, {__shfl_xor_sync(~0U, sum.x, other), __shfl_xor_sync(~0U, sum.y, other)});
+    }
   }
-  const float other_largest = __shfl_xor_sync(0xffffffffU, largest, 1);
-  const float other_sum = __shfl_xor_sync(0xffffffffU, sum, 1);
-  if (half != 0) return;
-  const float both = fmaxf(largest, other_largest);
-  float total = 0;
-  if (both > kNothing) total = sum * exp2f(largest - both) + other_sum * exp2f(other_largest - both);
-  partial[(static_cast<int64_t>(head) * gridDim.x + blockIdx.x) * kRows + row] = {both, total};
-}
-
-/// denominator [n_head, kRows]: log2 of each row's softmax denominator.
-__global__ void join_sums(const float2* partial, int n_chunk, float* denominator) {
-  const float2* from = partial + static_cast<int64_t>(blockIdx.x) * n_chunk * kRows + threadIdx.x;
-  float largest = kNothing;
-  for (int i = 0; i < n_chunk; ++i) largest = fmaxf(largest, from[static_cast<int64_t>(i) * kRows].x);
-  float sum = 0;
-  for (int i = 0; i < n_chunk && largest > kNothing; ++i) {
-    const float2 part = from[static_cast<int64_t>(i) * kRows];
-    sum += part.y * exp2f(part.x - largest);
-  }
-  denominator[blockIdx.x * kRows + threadIdx.x] = largest > kNothing ? largest + log2f(sum) : INFINITY;
-}
-
-/// Turns a tile's products into probabilities.
-__device__ void softmax_tile(const LineProbe& probe, int kv_head, int64_t begin, const float* denominator,
-                             const Shared& shared) {
-  const int key = static_cast<int>(threadIdx.x) % kTile;
-  for (int row = static_cast<int>(threadIdx.x) / kTile; row < probe.q.n_rows; row += kThreads / kTile) {
-    float& s = shared.s[row * kScoreStride + key];
-    s = exp2f(logit(probe, kv_head, begin + key, visible_of(probe, kv_head, row), s) - denominator[row]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (part.first_key > 0 && part.t == 0) second[part.row(i)] = sums[i];
   }
   __syncthreads();
+  if (part.first_key > 0 || part.t > 0) return;
+  float2* to = partial + (static_cast<int64_t>(part.head) * gridDim.y + blockIdx.y) * kRows;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[part.row(i)] = join(sums[i], second[part.row(i)]);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sum_lines(const LineProbe probe, const float* all_denominators, const LineSums sums) {
-  extern __shared__ std::byte bytes[];
-  __shared__ float denominator[kRows];
-  __shared__ float diagonal[kChunk + kRows];  // by key - row + kRows - 1, counted from the chunk's first key
-  const Shared shared = carve(bytes, probe.kv.dim);
-  const int n_rows = static_cast<int>(probe.q.n_rows);
-  const int head = blockIdx.y;
-  const int kv_head = head / (probe.q.n_head / probe.kv.n_head_kv);
-  load_queries(probe, head, shared);
-  if (threadIdx.x < kRows) denominator[threadIdx.x] = all_denominators[head * kRows + threadIdx.x];
-  for (int i = threadIdx.x; i < kChunk + kRows; i += kThreads) diagonal[i] = 0;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
-  for (int64_t begin = first; begin < first + kChunk && begin < probe.max_slots; begin += kTile) {
-    score_tile(probe, kv_head, begin, shared);
-    softmax_tile(probe, kv_head, begin, denominator, shared);
-    const int d = static_cast<int>(threadIdx.x);
-    if (d < kTile && begin + d < probe.max_slots) {
-      float sum = 0;
-      for (int row = 0; row < n_rows; ++row) sum += shared.s[row * kScoreStride + d];
-      float& to = sums.vertical[static_cast<int64_t>(head) * probe.max_slots + begin + d];
-      to = sums.adds ? to + sum : sum;
-    }
-    if (sums.slash != nullptr && d < kDiagonals) {
-      float sum = 0;
-      for (int row = max(0, kRows - 1 - d); row < min(n_rows, kRows - 1 - d + kTile); ++row) {
-        sum += shared.s[row * kScoreStride + d - (kRows - 1) + row];
-      }
-      diagonal[begin - first + d] += sum;
-    }
-    __syncthreads();
+/// denominator [n_head, kRows]: log2 of each row's softmax denominator; infinite where there is no row, whose
+/// probabilities then are zero.
+__global__ void __launch_bounds__(kRows* kJoined)
+    join_sums(const float2* partial, int64_t n_rows, int n_chunk, float* denominator) {
+  __shared__ float2 parts[kJoined][kRows];
+  const int row = static_cast<int>(threadIdx.x) % kRows;
+  const int part = static_cast<int>(threadIdx.x) / kRows;
+  const float2* from = partial + static_cast<int64_t>(blockIdx.x) * n_chunk * kRows + row;
+  float2 all = {kNothing, 0};
+#pragma unroll 8
+  for (int i = part; i < n_chunk; i += kJoined) all = join(all, from[static_cast<int64_t>(i) * kRows]);
+  parts[part][row] = all;
+  __syncthreads();
+  if (part > 0) return;
+  for (int i = 1; i < kJoined; ++i) all = join(all, parts[i][row]);
+  denominator[blockIdx.x * kRows + row] = row < n_rows && all.x > kNothing ? all.x + log2f(all.y) : INFINITY;
+}
+
+/// Of 2 kKept values keeps one half and gives the other away: to the first half what lane `other` has of it is added,
+/// or to the second, moved to the first place, where `second`.
+template <int kKept>
+__device__ __forceinline__ void fold(float* v, bool second, int other) {
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const float given = second ? v[i] : v[i + kKept];
+    const float kept = second ? v[i + kKept] : v[i];
+    v[i] = kept + __shfl_sync(~0U, given, other);
   }
-  if (sums.slash == nullptr) return;
+}
+
+/// Sums of the warp's keys over its rows: a lane gets that of key 8 (g / 2) + 2 t + g % 2.
+__device__ __forceinline__ float column_sum(const Part& part, const Products& p) {
+  float v[8];
+#pragma unroll
+  for (int at = 0; at < 8; ++at) {
+    const int n = at / 2, e = at % 2;
+    v[at] = (p[0][n][e] + p[0][n][2 + e]) + (p[1][n][e] + p[1][n][2 + e]);
+  }
+  const int lane = part.g * 4 + part.t;
+  fold<4>(v, (part.g & 4) != 0, lane ^ 16);
+  fold<2>(v, (part.g & 2) != 0, lane ^ 8);
+  fold<1>(v, (part.g & 1) != 0, lane ^ 4);
+  return v[0];
+}
+
+/// Which of a band's 8 diagonals a lane's key 2 t + e of row g of a block lies on, and which the lane gets the sum of.
+__device__ __forceinline__ int diagonal_of(const Part& part, int e) {
+  return (2 * part.t + e - part.g) & 7;
+}
+
+/// Sums along diagonals, in bands of 8: band b holds key - row from 8 (b - 4) on. A lane gets those of band g,
+/// diagonals diagonal_of(part, 0) and (part, 1).
+///
+/// Blocks of equal n - i have equal diagonals, so they are summed first. Of such a block the part on and right of its
+/// own diagonal belongs to the band that begins there, the rest to the band before. In a band a diagonal passes each g
+/// once; a lane meets those of other g by going as many keys to the side, modulo 8.
+__device__ __forceinline__ float2 diagonal_sums(const Part& part, const Products& p) {
+  float blocks[2][9] = {};  // by e and n - i + 4
+#pragma unroll
+  for (int at = 0; at < 32; ++at) {
+    const int i = at / 8, n = at / 2 % 4, e = at % 2;
+    blocks[e][n - i + 4] += p[i / 2][n][i % 2 * 2 + e];
+  }
+  const int g = part.g, t = part.t;
+  float v[2][8];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+#pragma unroll
+    for (int b = 0; b < 8; ++b) v[e][b] = 2 * t + e >= g ? blocks[e][b] : blocks[e][b + 1];
+    fold<4>(v[e], (g & 4) != 0, (g ^ 4) * 4 + (t ^ 2));
+    fold<2>(v[e], (g & 2) != 0, (g ^ 2) * 4 + ((g & 2) != 0 ? t + 3 : t + 1) % 4);
+  }
+  // One row on is one key on: the other e.
+  const bool odd = (g & 1) != 0;
+  const float given[2] = {odd ? v[0][0] : v[0][1], odd ? v[1][0] : v[1][1]};
+  const float kept[2] = {odd ? v[0][1] : v[0][0], odd ? v[1][1] : v[1][0]};
+  const float first = __shfl_sync(~0U, given[1], (g ^ 1) * 4 + (odd ? t + 3 : t) % 4);
+  const float second = __shfl_sync(~0U, given[0], (g ^ 1) * 4 + (odd ? t : t + 1) % 4);
+  return {kept[0] + first, kept[1] + second};
+}
+
+/// What warps have summed of a chunk, each for itself, so that all sums are made in the same order every time.
+struct ChunkSums {
+  float column[2][kChunk];                 // by rows' half
+  float diagonal[kWarps][kChunk + kRows];  // by key - row + kRows, counted from the chunk's first key
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, kDim == 256 ? 2 : 3)
+    sum_lines(const __grid_constant__ LineProbe probe, const float* all_denominators, const LineSums lines) {
+  extern __shared__ __align__(16) std::byte bytes[];
+  auto& sums = *reinterpret_cast<ChunkSums*>(bytes + 2 * stage_bytes(kDim));
+  const Part part = part_of(probe);
+  float denominator[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) denominator[i] = all_denominators[part.head * kRows + part.row(i)];
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(ChunkSums) / sizeof(float)); i += kThreads) {
+    reinterpret_cast<float*>(&sums)[i] = 0;
+  }
+  float* column = sums.column[part.first_row / 32] + part.first_key + part.g / 2 * 8 + part.t * 2 + part.g % 2;
+  float* diagonal = sums.diagonal[part.warp] + part.first_key - part.first_row + kRows + (part.g - 4) * 8;
+  for_tiles<kDim>(probe, part, bytes, [&](int begin, Products& x, float scale) {
+#pragma unroll
+    for (int at = 0; at < 32; ++at) {
+      float& p = x[at / 16][at / 4 % 4][at % 4];
+      p = exp2_fast(fmaf(p, scale, -denominator[at / 16 * 2 + at % 4 / 2]));
+    }
+    const int at = begin - part.first;
+    column[at] = column_sum(part, x);
+    if (lines.slash == nullptr) return;
+    const float2 two = diagonal_sums(part, x);
+    diagonal[at + diagonal_of(part, 0)] += two.x;
+    diagonal[at + diagonal_of(part, 1)] += two.y;
+  });
+  const int64_t of_head = static_cast<int64_t>(part.head) * probe.max_slots;
+  for (int i = threadIdx.x; i < kChunk && part.first + i < probe.max_slots; i += kThreads) {
+    float& to = lines.vertical[of_head + part.first + i];
+    to = sums.column[0][i] + sums.column[1][i] + (lines.adds ? to : 0.0F);
+  }
+  if (lines.slash == nullptr) return;
   // A diagonal that crosses the border of two chunks gets two addends, whose order does not matter.
-  const int64_t own = probe.visible[kv_head * probe.q.n_rows].y - 1;  // row 0's slot
+  const int own = probe.visible[part.kv_head * probe.q.n_rows].y - 1;  // row 0's slot
   for (int i = threadIdx.x; i < kChunk + kRows; i += kThreads) {
-    const int64_t distance = own - first + kRows - 1 - i;
-    if (distance < 0 || distance >= probe.max_slots || diagonal[i] == 0) continue;
-    atomicAdd(sums.slash + static_cast<int64_t>(head) * probe.max_slots + distance, diagonal[i]);
-  }
-}
-
-constexpr int kSelectThreads = 1024;
-constexpr int kItems = 8;  // scores of one thread in a strip
-constexpr int kDigits = 2048;
-
-struct Scores {
-  const float* at;
-  int n, n_forced;
-  /// Scores are not negative, so their bits order as they do.
-  __device__ uint32_t key(int i) const { return i < n_forced ? 0x7f800000U : __float_as_uint(at[i]); }
-};
-
-using SelectScan = cub::BlockScan<int, kSelectThreads>;
-
-struct SelectShared {
-  int count[kDigits];
-  uint32_t digit;
-  int above;
-  typename SelectScan::TempStorage scan;
-};
-
-/// One digit of the k-th largest key, and how many keys lie above it: `prefix` holds the digits found so far.
-__device__ void find_digit(const Scores& scores, int shift, int bits, uint32_t& prefix, int& k, SelectShared& shared) {
-  for (int i = threadIdx.x; i < kDigits; i += kSelectThreads) shared.count[i] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < scores.n; i += kSelectThreads) {
-    const uint32_t key = scores.key(i);
-    if (shift + bits < 32 && (key >> (shift + bits)) != prefix) continue;
-    atomicAdd(&shared.count[key >> shift & ((1U << bits) - 1)], 1);
-  }
-  __syncthreads();
-  // From the largest digit down: two to a thread.
-  const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x);
-  const int counts[2] = {shared.count[high], shared.count[high - 1]};
-  int before = 0;
-  SelectScan(shared.scan).ExclusiveSum(counts[0] + counts[1], before);
-  for (int i = 0; i < 2; ++i) {
-    if (before < k && before + counts[i] >= k) {
-      shared.digit = static_cast<uint32_t>(high - i);
-      shared.above = before;
-    }
-    before += counts[i];
-  }
-  __syncthreads();
-  prefix = prefix << bits | shared.digit;
-  k -= shared.above;
-  __syncthreads();
-}
-
-/// Indices of the k largest scores, ascending, or descending where `backwards`.
-__device__ void select_largest(const Scores& scores, int k, bool backwards, int32_t* out, SelectShared& shared) {
-  uint32_t threshold = 0;
-  int ties = k;  // how many of the keys equal to the threshold are taken
-  find_digit(scores, 21, 11, threshold, ties, shared);
-  find_digit(scores, 10, 11, threshold, ties, shared);
-  find_digit(scores, 0, 10, threshold, ties, shared);
-  int n_above = 0;  // of the strips so far
-  int n_equal = 0;
-  for (int strip = 0; strip < scores.n; strip += kSelectThreads * kItems) {
-    const int first = strip + static_cast<int>(threadIdx.x) * kItems;
-    int own = 0;  // above in the high half, equal in the low half: both at most 8192
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      own += key > threshold ? 1 << 16 : key == threshold ? 1 : 0;
-    }
-    int before = 0;
-    int all = 0;
-    SelectScan(shared.scan).ExclusiveSum(own, before, all);
-    int above = n_above + (before >> 16);
-    int equal = n_equal + (before & 0xffff);
-    for (int i = first; i < min(first + kItems, scores.n); ++i) {
-      const uint32_t key = scores.key(i);
-      if (key > threshold || (key == threshold && equal < ties)) {
-        const int at = above + min(equal, ties);
-        out[backwards ? k - 1 - at : at] = i;
-      }
-      above += key > threshold ? 1 : 0;
-      equal += key == threshold ? 1 : 0;
-    }
-    n_above += all >> 16;
-    n_equal += all & 0xffff;
-    __syncthreads();
-  }
-}
-
-__global__ void __launch_bounds__(kSelectThreads)
-    select_lines(const LineProbe probe, const float* vertical, const float* slash, const LineBudget* budgets,
-                 const ChosenLines chosen) {
-  __shared__ SelectShared shared;
-  const int head = blockIdx.x;
-  const bool slashes = blockIdx.y == 1;
-  const int kv_head = head / (probe.q.n_head / probe.kv.n_head_kv);
-  const LineBudget budget = budgets[head];
-  const int n = probe.visible[(kv_head + 1) * probe.q.n_rows - 1].y;
-  const int k = min(slashes ? budget.n_slash : budget.n_vertical, n);
-  const Scores scores = {(slashes ? slash : vertical) + static_cast<int64_t>(head) * probe.max_slots, n,
-                         slashes ? budget.forced_slashes : budget.forced_verticals};
-  int32_t* out = slashes ? chosen.slash + static_cast<int64_t>(head) * chosen.most_slash
-                         : chosen.vertical + static_cast<int64_t>(head) * chosen.most_vertical;
-  if (threadIdx.x == 0) chosen.n[head * 2 + (slashes ? 1 : 0)] = k;
-  if (k > 0) select_largest(scores, k, slashes, out, shared);
-}
-
-/// push_lines of attention/lines.h for one query block; `block` and `column` take the entries.
-template <typename Block, typename Column>
-__device__ void push_lines(const LayArgs& args, int head, int own, int n_seen, Block block, Column column) {
-  const int32_t* verticals = args.chosen.vertical + static_cast<int64_t>(head) * args.chosen.most_vertical;
-  const int32_t* slashes = args.chosen.slash + static_cast<int64_t>(head) * args.chosen.most_slash;
-  const int n_vertical = args.chosen.n[head * 2];
-  const int n_slash = args.chosen.n[head * 2 + 1];
-  const int end_of_rows = own + kLineBlock;
-  int vertical = 0;
-  int begin = -1;
-  int end = -1;
-  const auto flush = [&] {
-    for (; vertical < n_vertical && verticals[vertical] < end; ++vertical) {
-      if (verticals[vertical] < begin) column(verticals[vertical]);
-    }
-    for (int slot = begin; slot < min(end, n_seen); slot += kLineBlock) block(slot);
-  };
-  int low = 0;  // the first distance that is not longer than the last row stands deep
-  for (int high = n_slash; low < high;) {
-    const int middle = (low + high) / 2;
-    if (slashes[middle] >= end_of_rows) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  constexpr int kAhead = 8;  // distances that are fetched together: each by itself would be waited for
-  for (int first = low; first < n_slash; first += kAhead) {
-    int distance[kAhead];
+    const int distance = own - part.first + kRows - i;
+    float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) distance[i] = slashes[min(first + i, n_slash - 1)];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {  // the last one again changes nothing
-      const int e = max(end_of_rows - distance[i], kLineBlock);
-      if (end < 0 || e > end + kLineBlock) {
-        if (end >= 0) flush();
-        begin = e - kLineBlock;
-        end = e;
-      } else if (e > end) {
-        end += kLineBlock;
-      }
-    }
+    for (int warp = 0; warp < kWarps; ++warp) sum += sums.diagonal[warp][i];
+    if (distance >= 0 && distance < probe.max_slots && sum > 0) atomicAdd(lines.slash + of_head + distance, sum);
   }
-  if (end >= 0) flush();
-}
-
-/// Without block_begin: how long each list is, written one behind its place. With it: the lists.
-__global__ void lay(const LayArgs args, int n_block_q) {
-  const int block_q = blockIdx.x * blockDim.x + threadIdx.x;
-  if (block_q >= n_block_q) return;
-  const int head = blockIdx.y;
-  const int2* visible = args.visible + head / args.group * args.n_rows;
-  const int64_t row = static_cast<int64_t>(block_q) * kLineBlock;
-  const int own = visible[row].y - 1;
-  const int n_seen = visible[min(row + kLineBlock, args.n_rows) - 1].y;
-  const int64_t list = static_cast<int64_t>(head) * n_block_q + block_q;
-  if (args.block_begin == nullptr) {
-    int n_block = 0;
-    int n_column = 0;
-    push_lines(
-        args, head, own, n_seen, [&](int) { ++n_block; }, [&](int) { ++n_column; });
-    args.block_ptr[list + 1] = n_block;
-    args.column_ptr[list + 1] = n_column;
-    if (list == 0) args.block_ptr[0] = args.column_ptr[0] = 0;
-    return;
-  }
-  int32_t* block = args.block_begin + args.block_ptr[list];
-  int32_t* column = args.column + args.column_ptr[list];
-  push_lines(
-      args, head, own, n_seen, [&](int slot) { *block++ = slot; }, [&](int slot) { *column++ = slot; });
 }
 
 int n_chunk_of(const LineProbe& probe) {
@@ -397,11 +199,26 @@ size_t partial_bytes(const LineProbe& probe) {
   return static_cast<size_t>(probe.q.n_head) * n_chunk_of(probe) * kRows * sizeof(float2);
 }
 
-size_t scan_bytes(int64_t n) {
-  size_t bytes = 0;
-  int32_t* none = nullptr;
-  check(cub::DeviceScan::InclusiveSum(nullptr, bytes, none, none, n), "size of a scan");
-  return bytes;
+template <typename Kernel>
+void allow_shared(const Kernel& kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory of the probe");
+}
+
+/// Neighbouring blocks have the heads of a chunk, so that query heads of one kv head find its keys in the cache.
+template <int kDim>
+void launch(const LineProbe& probe, const LineSums& sums, std::byte* work) {
+  constexpr size_t kStages = 2 * stage_bytes(kDim);
+  allow_shared(row_sums<kDim>, kStages);
+  allow_shared(sum_lines<kDim>, kStages + sizeof(ChunkSums));
+  auto* partial = reinterpret_cast<float2*>(work);
+  auto* denominator = reinterpret_cast<float*>(work + partial_bytes(probe));
+  const auto n_head = static_cast<unsigned>(probe.q.n_head);
+  const dim3 grid(n_head, static_cast<unsigned>(n_chunk_of(probe)));
+  row_sums<kDim><<<grid, kThreads, kStages, probe.stream>>>(probe, partial);
+  join_sums<<<n_head, kRows * kJoined, 0, probe.stream>>>(partial, probe.q.n_rows, n_chunk_of(probe),
+                                                            denominator);
+  sum_lines<kDim><<<grid, kThreads, kStages + sizeof(ChunkSums), probe.stream>>>(probe, denominator, sums);
 }
 
 }  // namespace
@@ -411,48 +228,13 @@ size_t line_work_bytes(const LineProbe& probe) {
 }
 
 void line_mass(const LineProbe& probe, const LineSums& sums, std::byte* work) {
-  const size_t shared = shared_bytes(probe.kv.dim);
-  for (const auto* kernel : {reinterpret_cast<const void*>(row_sums), reinterpret_cast<const void*>(sum_lines)}) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-          "shared memory of the probe");
-  }
-  auto* partial = reinterpret_cast<float2*>(work);
-  auto* denominator = reinterpret_cast<float*>(work + partial_bytes(probe));
-  const dim3 grid(static_cast<unsigned>(n_chunk_of(probe)), static_cast<unsigned>(probe.q.n_head));
   if (sums.slash != nullptr) {
     const size_t bytes = static_cast<size_t>(probe.q.n_head) * static_cast<size_t>(probe.max_slots) * sizeof(float);
     check(cudaMemsetAsync(sums.slash, 0, bytes, probe.stream), "clearing the slashes");
   }
-  row_sums<<<grid, kThreads, shared, probe.stream>>>(probe, partial);
-  join_sums<<<static_cast<unsigned>(probe.q.n_head), kRows, 0, probe.stream>>>(partial, n_chunk_of(probe), denominator);
-  sum_lines<<<grid, kThreads, shared, probe.stream>>>(probe, denominator, sums);
+  const auto chosen = probe.kv.dim == 64 ? launch<64> : probe.kv.dim == 128 ? launch<128> : launch<256>;
+  chosen(probe, sums, work);
   check(cudaGetLastError(), "mass of lines");
-}
-
-void choose_lines(const LineProbe& probe, const float* vertical, const float* slash, const LineBudget* budget,
-                  const ChosenLines& chosen) {
-  const dim3 grid(static_cast<unsigned>(probe.q.n_head), 2);
-  select_lines<<<grid, kSelectThreads, 0, probe.stream>>>(probe, vertical, slash, budget, chosen);
-  check(cudaGetLastError(), "choice of lines");
-}
-
-size_t lay_work_bytes(int32_t n_head, int64_t n_rows) {
-  return scan_bytes(n_head * ((n_rows + kLineBlock - 1) / kLineBlock));
-}
-
-void lay_lines(const LayArgs& args) {
-  constexpr int kLayThreads = 64;
-  const auto n_block_q = static_cast<int>((args.n_rows + kLineBlock - 1) / kLineBlock);
-  const dim3 grid(static_cast<unsigned>((n_block_q + kLayThreads - 1) / kLayThreads),
-                  static_cast<unsigned>(args.n_head));
-  lay<<<grid, kLayThreads, 0, args.stream>>>(args, n_block_q);
-  check(cudaGetLastError(), "lists of lines");
-  if (args.block_begin != nullptr) return;
-  const int64_t n = int64_t{args.n_head} * n_block_q;
-  size_t bytes = scan_bytes(n);
-  for (int32_t* ptr : {args.block_ptr, args.column_ptr}) {
-    check(cub::DeviceScan::InclusiveSum(args.work, bytes, ptr + 1, ptr + 1, n, args.stream), "ends of the lists");
-  }
 }
 
 }  // namespace winnow::cuda
