@@ -216,8 +216,7 @@ void launch(const LineProbe& probe, const LineSums& sums, std::byte* work) {
   const auto n_head = static_cast<unsigned>(probe.q.n_head);
   const dim3 grid(n_head, static_cast<unsigned>(n_chunk_of(probe)));
   row_sums<kDim><<<grid, kThreads, kStages, probe.stream>>>(probe, partial);
-  join_sums<<<n_head, kRows * kJoined, 0, probe.stream>>>(partial, probe.q.n_rows, n_chunk_of(probe),
-                                                            denominator);
+  join_sums<<<n_head, kRows * kJoined, 0, probe.stream>>>(partial, probe.q.n_rows, n_chunk_of(probe), denominator);
   sum_lines<kDim><<<grid, kThreads, kStages + sizeof(ChunkSums), probe.stream>>>(probe, denominator, sums);
 }
 
