@@ -27,6 +27,21 @@ void Ops::gather_keys(const KvView& kv, int32_t kv_head, std::span<const int32_t
   }
 }
 
+namespace {
+
+/// Adds rows [n_rows, sum.size()] to `sum` in their order, four in one pass over it.
+void add_rows(const float* rows, size_t n_rows, std::span<float> sum) {
+  const size_t n = sum.size();
+  for (; n_rows >= 4; n_rows -= 4, rows += 4 * n) {
+    for (size_t i = 0; i < n; ++i) sum[i] = sum[i] + rows[i] + rows[n + i] + rows[2 * n + i] + rows[3 * n + i];
+  }
+  for (; n_rows > 0; --n_rows, rows += n) {
+    for (size_t i = 0; i < n; ++i) sum[i] += rows[i];
+  }
+}
+
+}  // namespace
+
 void Ops::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) {
   mass.resize(static_cast<size_t>(args.q.n_head));
   const size_t group = mass.size() / args.kv.heads.size();
@@ -36,10 +51,7 @@ void Ops::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& ma
     std::vector<float> probabilities;
     score_window(args, static_cast<int32_t>(head), probabilities);
     sum.assign(n_slots, 0.0F);
-    for (size_t row = 0; row < static_cast<size_t>(args.q.n_rows); ++row) {
-      const float* from = probabilities.data() + row * n_slots;
-      for (size_t slot = 0; slot < n_slots; ++slot) sum[slot] += from[slot];
-    }
+    add_rows(probabilities.data(), static_cast<size_t>(args.q.n_rows), sum);
   });
 }
 
