@@ -372,7 +372,7 @@ const MethodInfo& method_minference() {
       .parts = "selector",
       .neutral = "minference(s_size=1000000000)",
       .params = kParams,
-      .gpu_min_len = 32768,
+      .gpu_min_len = 8192,
       .knob = {.param = "ratio", .dense = 4, .sparse = 0.1, .geometric = true},
       .texts = kTexts,
       .make = make,
