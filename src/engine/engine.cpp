@@ -47,6 +47,12 @@ Pruner* Sequence::pruner() const {
   return nullptr;
 }
 
+bool Sequence::edits(Step step) const {
+  return std::any_of(methods_.begin(), methods_.end(), [step](const Method& method) {
+    return method.compressor != nullptr && (step == Step::prefill || method.compressor->in_decode());
+  });
+}
+
 // Whether the next token may take up older ones, or drop some. Below the break-even nothing was ever dropped.
 bool Sequence::decodes_alone() const {
   if (!revives()) return false;
@@ -101,10 +107,10 @@ void Engine::throw_if_cancelled() {
   if (cancelled_.exchange(false)) throw Cancelled("stopped");
 }
 
-// Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. Without compressors a cache
-// only grows, and truncating it is enough; with them a fork remembers what they give up, and so it does where a pruner
-// revives, which writes between older slots.
-void Engine::guarded(std::span<Sequence* const> sequences, const std::function<void()>& work) {
+// Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. Where nobody edits, a cache
+// only grows, and truncating it is enough; with compressors a fork remembers what they give up, and so it does where a
+// pruner revives, which writes between older slots.
+void Engine::guarded(std::span<Sequence* const> sequences, Step step, const std::function<void()>& work) {
   struct Before {
     size_t n_tokens;
     std::optional<KvCache> cache;
@@ -113,10 +119,7 @@ void Engine::guarded(std::span<Sequence* const> sequences, const std::function<v
   std::vector<Before> before;
   for (const Sequence* sequence : sequences) {
     Before state{sequence->tokens_.size(), std::nullopt, sequence->hidden_};
-    if (sequence->revives()) state.cache = sequence->cache_.fork();
-    for (const Method& method : sequence->methods_) {
-      if (method.compressor != nullptr && !state.cache) state.cache = sequence->cache_.fork();
-    }
+    if (sequence->revives() || sequence->edits(step)) state.cache = sequence->cache_.fork();
     before.push_back(std::move(state));
   }
   try {
@@ -146,7 +149,7 @@ void Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_
   check_room(sequence, tokens.size());
   const Reading reading = {&sequence, tokens, n_logits};
   Sequence* one = &sequence;
-  guarded({&one, 1}, [&] { Prefill(*this, std::ssize(tokens)).run({&reading, 1}, sink); });
+  guarded({&one, 1}, Step::prefill, [&] { Prefill(*this, std::ssize(tokens)).run({&reading, 1}, sink); });
 }
 
 std::vector<float> Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens) {
@@ -169,7 +172,7 @@ std::vector<float> Engine::prefill(std::span<Sequence* const> sequences,
   std::vector<float> result(sequences.size() * static_cast<size_t>(n_vocab));
   const int64_t capacity = std::max(kPackRows, *std::max_element(lengths.begin(), lengths.end()));
   const std::vector<std::vector<int32_t>> bins = pack_prompts(lengths, capacity);
-  guarded(sequences, [&] {
+  guarded(sequences, Step::prefill, [&] {
     Prefill prefill(*this, std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
     for (const std::vector<int32_t>& bin : bins) {
       std::vector<Reading> readings;
@@ -209,7 +212,7 @@ std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::spa
   std::vector<float> result(sequences.size() * static_cast<size_t>(n_vocab));
   // A step that takes older tokens up again has rows of its own in every layer: it goes the way of a prefill, alone.
   std::vector<size_t> together;
-  guarded(sequences, [&] {
+  guarded(sequences, Step::decode, [&] {
     for (size_t i = 0; i < sequences.size(); ++i) {
       if (!sequences[i]->decodes_alone()) {
         together.push_back(i);
@@ -307,7 +310,7 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
                      .lse = nullptr,
                      .counts = &sequence.stats_.decode_counts});
     for (const Method& method : sequence.methods_) {
-      if (method.compressor == nullptr) continue;
+      if (method.compressor == nullptr || !method.compressor->in_decode()) continue;
       site.kv = sequence.cache_.view(layer);
       sequence.cache_.apply(layer, method.compressor->compress(site, false));
     }

@@ -55,6 +55,9 @@ struct RunStats {
   double decode_select_share() const { return decode_s == 0 ? 0 : decode_select_s / decode_s; }
 };
 
+/// What a sequence is made longer by.
+enum class Step : uint8_t { prefill, decode };
+
 /// Tokens with their cache, methods and figures.
 class Sequence {
  public:
@@ -83,6 +86,8 @@ class Sequence {
         methods_(policy_.make()) {}
   Pruner* pruner() const;
   bool revives() const { return pruner() != nullptr && pruner()->revives(); }
+  /// Whether a compressor may take slots out of the cache.
+  bool edits(Step step) const;
   bool decodes_alone() const;
   std::vector<int32_t> tokens_;
   KvCache cache_;
@@ -144,7 +149,7 @@ class Engine {
   friend class Prefill;
   void check_room(const Sequence& sequence, size_t n_new) const;
   void throw_if_cancelled();
-  void guarded(std::span<Sequence* const> sequences, const std::function<void()>& work);
+  void guarded(std::span<Sequence* const> sequences, Step step, const std::function<void()>& work);
   Selection choose_row(Sequence& sequence, const Site& site);
   void decode_together(std::span<Sequence* const> sequences, std::span<const int32_t> tokens,
                        std::span<const size_t> which, float* logits);

@@ -149,7 +149,7 @@ TEST_P(EngineTest, RowsThatNobodyReadsChangeNothing) {
 TEST_P(EngineTest, CancelLeavesTheSequenceAsItWas) {
   const TinyEngine tiny(GetParam());
   for (const std::vector<std::string>& specs :
-       {std::vector<std::string>{}, {"streaming_llm(sinks=4,window=32,prefill=0,cache=1)"}}) {
+       {std::vector<std::string>{}, {"streaming_llm(sinks=4,window=32,prefill=0,cache=1)"}, {"snapkv(budget=50)"}}) {
     Sequence sequence = tiny.start(specs), untouched = tiny.start(specs);
     for (Sequence* each : {&sequence, &untouched}) tiny->prefill(*each, random_tokens(100));
     tiny->on_progress = [&](double) { tiny->cancel(); };
@@ -158,6 +158,10 @@ TEST_P(EngineTest, CancelLeavesTheSequenceAsItWas) {
     EXPECT_EQ(sequence.n_tokens(), 100);
     EXPECT_EQ(sequence.cache().bytes(), untouched.cache().bytes());
     EXPECT_EQ(tiny->decode(sequence, 1), tiny->decode(untouched, 1));
+    tiny->cancel();
+    EXPECT_THROW(tiny->decode(sequence, 2), Cancelled);
+    EXPECT_EQ(sequence.n_tokens(), 101);
+    EXPECT_EQ(tiny->decode(sequence, 3), tiny->decode(untouched, 3));
   }
 }
 

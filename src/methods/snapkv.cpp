@@ -69,10 +69,12 @@ class SnapKv final : public Compressor {
  public:
   explicit SnapKv(const Settings& settings) : s_(settings) {}
 
-  KvEdit compress(const Site& site, bool prefill) override {
+  bool in_decode() const override { return false; }
+
+  KvEdit compress(const Site& site, bool /*prefill*/) override {
     const std::span<const KvHead> kv = site.kv.heads;
     const auto small = [&](const KvHead& head) { return head.n_slots <= s_.budget; };
-    if (!prefill || std::all_of(kv.begin(), kv.end(), small)) return {};
+    if (std::all_of(kv.begin(), kv.end(), small)) return {};
     const Votes votes = vote(site);
     const std::vector<int64_t> share = shares(site.ops, votes);
     KvEdit edit;
