@@ -15,8 +15,8 @@
 //   choices. Where no logit is above `boundary` the last rows are the only other chunk.
 // - Each head chooses by its own means, as in the second generation; shared=1 averages queries and keys over all heads
 //   first, as the first does (where all heads have the same slots).
-// - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in what is read at once: with
-//   chunk-major prefill each chunk has last rows of its own.
+// - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in the whole prompt, blocks
+//   in what is read at once.
 // - Of a chunk that the budget ends in, the first tokens are taken; chunks of equal score go by their order.
 // - min_len is that of chunks of equal length; with a predictor (random weights) 2,432 tokens and more were read no
 //   slower than densely (the 1.5B on two cores), and choosing took 1.5 %.
@@ -43,7 +43,7 @@ class Dhsa final : public Selector {
   Dhsa(const Settings& settings, std::shared_ptr<const WeightsFile> file) : s_(settings), file_(std::move(file)) {}
 
   Selection select(const Site& site) override {
-    if (site.q.n_rows <= std::max(1, s_.last_rows)) return {};
+    if (site.q.n_rows <= std::max(1, n_of_last_rows(site, s_.last_rows))) return {};
     const std::span<const KvHead> kv = site.kv.heads;
     if (std::all_of(kv.begin(), kv.end(),
                     [&](const KvHead& head) { return visible_slots(head, site.limit.back()) <= s_.budget; })) {
@@ -101,7 +101,7 @@ class Dhsa final : public Selector {
             .chunk = s_.chunk,
             .sinks = s_.sinks,
             .recent = s_.recent,
-            .last_rows = s_.last_rows};
+            .last_rows = n_of_last_rows(site, s_.last_rows)};
   }
 
   Settings s_;

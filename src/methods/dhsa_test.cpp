@@ -187,6 +187,21 @@ TEST(Dhsa, EveryBlockSeesSinksAndRecentTokensWithinTheBudget) {
   }
 }
 
+TEST(Dhsa, LastRowsAreThePromptsAndNotTheChunks) {
+  SiteFixture fixture({.n_q = 900, .n_k = 900}, 5);
+  Site chunk = fixture.site(test::ref_ops());
+  const auto blocks = [&](int last_rows) {
+    const std::string spec = fmt::format("dhsa(budget=256, sinks=64, last_rows={})", last_rows);
+    return make_method(spec, fixture.method_shape()).selector->select(chunk).block_begin;
+  };
+  const auto of_30 = blocks(30), of_none = blocks(0);
+  EXPECT_NE(of_30, of_none);
+  chunk.n_later = 70;
+  EXPECT_EQ(blocks(100), of_30);
+  chunk.n_later = 100;
+  EXPECT_EQ(blocks(100), of_none);
+}
+
 TEST(Dhsa, RefusesOtherBlocksAndBudgetsWithoutRoom) {
   EXPECT_THROW(make_method("dhsa(block=96)", {1, 2, 1, 16}), Error);
   EXPECT_THROW(make_method("dhsa(budget=300, sinks=200)", {1, 2, 1, 16}), Error);

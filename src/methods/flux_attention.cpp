@@ -147,7 +147,7 @@ class Flux final : public Selector {
       for (int64_t row = 0; row < site.q.n_rows; row += kBlock) {
         const int64_t end = std::min<int64_t>(row + kBlock, site.q.n_rows);
         const int32_t own = slot_of_row(site, head, row) / kBlock, last = slot_of_row(site, head, end - 1) / kBlock;
-        const bool dense = last_rows_dense && end > site.q.n_rows - kLastRows;
+        const bool dense = last_rows_dense && end > site.q.n_rows - n_of_last_rows(site, kLastRows);
         const int32_t near = dense ? 0 : std::max(0, own - s_.local_blocks + 1);
         for (int32_t block = 0; block < std::min(s_.sink_blocks, near); ++block) {
           lists.block_begin.push_back(block * kBlock);

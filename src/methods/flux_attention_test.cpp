@@ -176,6 +176,17 @@ TEST(FluxAttention, LastRowsOfModeTwoAreExact) {
   EXPECT_GT(differ, 1e-2);
 }
 
+TEST(FluxAttention, ModeTwoCountsRowsFromThePromptsEnd) {
+  SiteFixture fixture({.n_q = 1000, .n_k = 1000, .head_dim = kDim}, 6);
+  Site chunk = fixture.site(ref_ops());
+  const auto blocks = [&](const std::string& mode) {
+    return method_with(always(true), "sinks=128, local=128, mode=" + mode, fixture).selector->select(chunk).block_begin;
+  };
+  EXPECT_NE(blocks("2"), blocks("0"));
+  chunk.n_later = 128;
+  EXPECT_EQ(blocks("2"), blocks("0"));
+}
+
 TEST(FluxAttention, ModeOneIsXAttention) {
   SiteFixture fixture({.n_q = 900, .n_k = 900, .n_head = 4, .n_head_kv = 2, .head_dim = kDim, .contrast = 4}, 6);
   const Method method = method_with(always(true), "mode=1", fixture);
