@@ -99,14 +99,15 @@ def classes_of(lines):
 
 
 def by_method(lines):
-    found = collections.defaultdict(list)
+    found = {}
     for line in lines:
-        found[line["method"]].append(line)
+        found.setdefault(line["method"], []).append(line)
     return found
 
 
-def apart_text(own, dense):
-    found = paired(scores_of(own), scores_of(dense))
+def apart_text(own, methods):
+    """Nothing where dense attention did not answer the same prompts."""
+    found = paired(scores_of(own), scores_of(methods.get("dense", [])))
     return "" if found is None else f"{100 * found[0]:+.1f} ± {100 * found[1]:.1f}"
 
 
@@ -121,7 +122,7 @@ def table_of(lines, length, speed, devices):
         mean, low, high = mean_of_tasks([cell for cell in cells if cell])
         row = [plain(method)] + [share(sum(cell) / len(cell)) if cell else "" for cell in cells]
         row += [f"**{share(mean)}** ({share(low)} to {share(high)})" if full else "",
-                apart_text(own, methods["dense"]) if full and method != "dense" else "", str(min(map(len, cells))),
+                apart_text(own, methods) if full and method != "dense" else "", str(min(map(len, cells))),
                 share(average(own, "density")), share(average(own, "recall"))]
         for device in devices:
             dense = speed.get(("dense", length), {}).get(device)
@@ -146,7 +147,7 @@ def answers_in(out):
 def brief(args):
     """Methods by lengths: mean of the tasks' means, difference to dense, computed share."""
     classes = {length: by_method(own) for length, own in sorted(classes_of(answers_in(pathlib.Path(args.out))).items())}
-    n_tasks = max(len(scores_of(methods["dense"])) for methods in classes.values())
+    n_tasks = max(len(scores_of(own)) for methods in classes.values() for own in methods.values())
     rows = {}
     for length, methods in classes.items():
         for method, own in methods.items():
@@ -154,9 +155,12 @@ def brief(args):
             if len(scores) < n_tasks:
                 continue
             mean, low, high = mean_of_tasks([list(cell.values()) for cell in scores.values()])
-            text = f"{share(mean)} ({share(low)} to {share(high)})" if method == "dense" else \
-                f"{share(mean)}, {apart_text(own, methods['dense'])}, {100 * average(own, 'density'):.0f} %"
-            rows.setdefault(method, {})[length] = mean, text
+            if method == "dense":
+                parts = [f"{share(mean)} ({share(low)} to {share(high)})"]
+            else:
+                computed = average(own, "density")  # which other engines do not tell
+                parts = [share(mean), apart_text(own, methods), "" if computed is None else f"{100 * computed:.0f} %"]
+            rows.setdefault(method, {})[length] = mean, ", ".join(part for part in parts if part)
     order = sorted(rows, key=lambda method: (method != "dense", -sum(mean for mean, _ in rows[method].values())))
     print("| | " + " | ".join(f"{length:,}" for length in classes) + " |\n|---" + "|---" * len(classes) + "|")
     for method in order:
