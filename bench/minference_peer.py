@@ -114,29 +114,27 @@ def drawn(task):
 
 
 def estimate(q, k, verticals, slashes):
-    """vertical_and_slash_kernel of minference_forward.py up to its attention, for any number of heads."""
-    q_len = q.shape[2]
-    last_q = min(PROBE, q_len)
-    row = torch.arange(last_q, device=q.device)
-    qk = torch.einsum("bhmk, bhnk -> bhmn", q[:, :, -last_q:, :], k) / math.sqrt(q.shape[-1])
-    qk[:, :, :, -last_q:] = torch.where(row[:, None] >= row[None], qk[:, :, :, -last_q:], -torch.inf)
-    qk = torch.nn.functional.softmax(qk, dim=-1, dtype=torch.float32)
-    vertical = qk.sum(-2, keepdim=True)
-    vertical[..., :30] = torch.inf
-    vertical = torch.topk(vertical, min(verticals, q_len), -1).indices
-    slash = sum_all_diagonal_matrix(qk)[..., :-last_q + 1]
-    slash[..., -100:] = torch.inf
-    return vertical, (q_len - 1) - torch.topk(slash, min(slashes, q_len), -1).indices
+    """The lines that minference_forward.py chooses by its last rows' attention, for any number of heads at once."""
+    rows = q.shape[2]
+    probe = min(PROBE, rows)
+    logits = q[:, :, -probe:] @ k.mT / math.sqrt(q.shape[-1])
+    ahead = torch.ones(probe, probe, dtype=torch.bool, device=q.device).triu(1)
+    logits[..., -probe:].masked_fill_(ahead, -torch.inf)
+    mass = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    of_columns, of_distances = mass.sum(-2, keepdim=True), sums_of_diagonals(mass)[..., :rows]
+    of_columns[..., :30] = torch.inf
+    of_distances[..., -100:] = torch.inf
+    chosen = of_columns.topk(min(verticals, rows), -1).indices
+    return chosen, rows - 1 - of_distances.topk(min(slashes, rows), -1).indices
 
 
-def sum_all_diagonal_matrix(mat):
-    """Theirs, with strides for more than one head."""
-    b, h, n, m = mat.shape
-    zero = torch.zeros((b, h, n, n), device=mat.device)
-    padded = torch.cat((zero, mat, zero), -1)
-    width = 2 * n + m
-    strided = padded.as_strided((b, h, n, n + m), (h * n * width, n * width, width + 1, 1))
-    return strided.sum(2)[:, :, 1:]
+def sums_of_diagonals(matrix):
+    """[batch, heads, n, m] -> [batch, heads, n + m - 1] from the lowest left one on. A row lies between n zeros on either
+    side; read with a stride of one value more than it has, each row is moved to the left by one against that before."""
+    n, m = matrix.shape[-2:]
+    padded = torch.nn.functional.pad(matrix, (n, n))
+    moved = padded.as_strided((*matrix.shape[:2], n, n + m), (*padded.stride()[:2], 2 * n + m + 1, 1))
+    return moved.sum(2)[:, :, 1:]
 
 
 def converted(module, rows, vertical, slash):
