@@ -183,6 +183,7 @@ TEST_P(EveryMethod, NeutralParametersAreDenseAttention) {
         const KvEdit edit = method.compressor->compress(site, prefill);
         for (const KvEdit::Head& head : edit.head) EXPECT_TRUE(head.all && head.merge.empty());
       }
+      EXPECT_TRUE(method.compressor->select_row(site).everything());
     }
     if (method.pruner != nullptr) {
       EXPECT_TRUE(method.pruner->prune(site, site.limit).empty());

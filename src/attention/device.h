@@ -68,6 +68,12 @@ struct KvTarget {
   int32_t first_slot = 0;
 };
 
+struct BytesCopy {
+  std::byte* to = nullptr;
+  const std::byte* from = nullptr;
+  size_t bytes = 0;
+};
+
 /// How many rows a device likes to work on at once.
 struct RowsAtOnce {
   int32_t product = 1024;  // rows that a layer's products take together
@@ -110,7 +116,8 @@ class Device : public Ops {
   virtual void upload(Mat to, const float* from) = 0;             // from: [rows, cols], contiguous, host memory
   virtual void download(float* to, Mat from) = 0;                 // to: [rows, cols], contiguous, host memory
   virtual std::shared_ptr<std::byte> allocate(size_t bytes) = 0;  // counted; cache blocks
-  virtual void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;    // within device memory
+  /// Within device memory. No copy reads or writes what another one writes.
+  virtual void copy_bytes(std::span<const BytesCopy> copies) = 0;
   virtual void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) = 0;  // from: host memory
   virtual void sync() = 0;
 

@@ -71,6 +71,8 @@ struct TreeArgs {
   int32_t key_stride = 1;    // and every how many-th key of a key block
   int32_t window = 1;        // last tokens that a row sees, itself included
   int32_t sinks = 0;         // first tokens that every row sees
+  int32_t n_later =
+      0;  // slots behind the last row's that windows reach: of rows that come later and use the lists, too
 };
 
 /// Slots of a key block in lists of chunks.

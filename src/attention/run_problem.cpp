@@ -93,10 +93,11 @@ int64_t tile_pairs(const AttnArgs& args) {
 double copy_speed(Device& device) {
   const auto bytes = static_cast<size_t>(kTimedBytes);
   const auto from = device.allocate(bytes), to = device.allocate(bytes);
+  const BytesCopy copy{to.get(), from.get(), bytes};
   double best = 0;
   for (int repetition = 0; repetition < 5; ++repetition) {
     const auto start = Clock::now();
-    device.copy_bytes(to.get(), from.get(), bytes);
+    device.copy_bytes({&copy, 1});
     device.sync();
     best = std::max(best, 2e-9 * static_cast<double>(bytes) / seconds_since(start));
   }

@@ -121,14 +121,20 @@ class Tree {
   std::vector<float> best_;
 };
 
-}  // namespace
+// Slots [begin, end) of a window.
+struct Window {
+  int32_t begin, end;
+};
 
-void push_found(const TreeArgs& args, const std::vector<int32_t>& found, const TreeWindow& window, HeadLists& lists) {
+// Sinks and what was found as columns, the window as blocks from its begin on; ends the list.
+void push_found(const TreeArgs& args, const std::vector<int32_t>& found, const Window& window, HeadLists& lists) {
   for (int32_t slot = 0; slot < std::min(args.sinks, window.begin); ++slot) lists.column.push_back(slot);
   lists.column.insert(lists.column.end(), found.begin(), found.end());
   for (int32_t slot = window.begin; slot < window.end; slot += kTreeBlock) lists.block_begin.push_back(slot);
   lists.end_block();
 }
+
+}  // namespace
 
 Selection select_tree_by(Ops& ops, const TreeArgs& args,
                          const std::function<std::unique_ptr<TreeScores>(int32_t head)>& make) {
@@ -143,7 +149,7 @@ Selection select_tree_by(Ops& ops, const TreeArgs& args,
     Tree tree(args, *scores);
     for (int64_t row = 0; row < args.q.n_rows; row += kTreeBlock) {
       const int64_t n_rows = std::min<int64_t>(kTreeBlock, args.q.n_rows - row);
-      const TreeWindow window{std::max(0, n_seen(row) - args.window), n_seen(row + n_rows - 1)};
+      const Window window{std::max(0, n_seen(row) - args.window), n_seen(row + n_rows - 1) + args.n_later};
       push_found(args, tree.find(args.q.rows(row, n_rows), window.begin), window, lists[head]);
     }
   });

@@ -12,13 +12,6 @@
 
 namespace winnow {
 
-/// Slots [begin, end) of a window.
-struct TreeWindow {
-  int32_t begin = 0, end = 0;
-};
-/// Sinks and what was found as columns, the window as blocks from its begin on; ends the list.
-void push_found(const TreeArgs& args, const std::vector<int32_t>& found, const TreeWindow& window, HeadLists& lists);
-
 /// Scores of keys for the rows that search, of one query head.
 class TreeScores {
  public:

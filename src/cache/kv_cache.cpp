@@ -25,18 +25,19 @@ void KvCache::add_block(Head& head) {
   head.v.push_back(device_->allocate(v_slot_bytes_ * kBlockSlots));
 }
 
-void KvCache::make_writable(Head& head, int32_t block) {
+// Adds the copies to `copies`; nobody may write to the block before these are carried out.
+void KvCache::make_writable(Head& head, int32_t block, Copies& copies) {
   const auto own = [&](std::shared_ptr<std::byte>& shared, size_t bytes) {
     if (shared.use_count() == 1) return;
     std::shared_ptr<std::byte> copy = device_->allocate(bytes);
-    device_->copy_bytes(copy.get(), shared.get(), bytes);
+    copies.push_back({copy.get(), shared.get(), bytes});
     shared = std::move(copy);
   };
   own(head.k[static_cast<size_t>(block)], k_slot_bytes_ * kBlockSlots);
   own(head.v[static_cast<size_t>(block)], v_slot_bytes_ * kBlockSlots);
 }
 
-void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position) {
+void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position, Copies& copies) {
   if (head.idx.empty() && first_position != head.n_slots) {  // positions and slots part: from now on a table
     head.idx.resize(static_cast<size_t>(head.n_slots));
     for (int32_t slot = 0; slot < head.n_slots; ++slot) head.idx[static_cast<size_t>(slot)] = slot;
@@ -44,7 +45,7 @@ void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position) {
   if (!head.idx.empty() || first_position != head.n_slots) {
     for (int64_t r = 0; r < n_rows; ++r) head.idx.push_back(first_position + static_cast<int32_t>(r));
   }
-  if (head.n_slots % kBlockSlots != 0) make_writable(head, head.n_slots / kBlockSlots);
+  if (head.n_slots % kBlockSlots != 0) make_writable(head, head.n_slots / kBlockSlots, copies);
   head.n_slots += static_cast<int32_t>(n_rows);
   while (static_cast<int32_t>(head.k.size()) * kBlockSlots < head.n_slots) add_block(head);
 }
@@ -52,13 +53,15 @@ void KvCache::extend(Head& head, int64_t n_rows, int32_t first_position) {
 void KvCache::append(int32_t layer, HeadsView k, HeadsView v, int32_t first_position) {
   WINNOW_ASSERT(k.n_head == shape_.n_head_kv && k.head_dim == shape_.head_dim && v.n_rows == k.n_rows);
   std::vector<KvTarget> target(static_cast<size_t>(shape_.n_head_kv));
+  Copies copies;
   for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
     Head& into = head(layer, h);
     const int32_t first_slot = into.n_slots;
     WINNOW_ASSERT(first_slot == 0 || into.position(first_slot - 1) < first_position);
-    extend(into, k.n_rows, first_position);
+    extend(into, k.n_rows, first_position, copies);
     target[static_cast<size_t>(h)].first_slot = first_slot;
   }
+  device_->copy_bytes(copies);
   refresh_views(layer);
   for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
     target[static_cast<size_t>(h)].k = head(layer, h).k_at;
@@ -68,12 +71,13 @@ void KvCache::append(int32_t layer, HeadsView k, HeadsView v, int32_t first_posi
 }
 
 // Whole runs at a time: within a block of either side slots lie one after another.
-void KvCache::copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n) {
+void KvCache::copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n,
+                         Copies& copies) const {
   while (n > 0) {
     const int32_t run = std::min({n, kBlockSlots - to_slot % kBlockSlots, kBlockSlots - from_slot % kBlockSlots});
     const auto copy = [&](const auto& into, const auto& out_of, size_t bytes) {
-      device_->copy_bytes(slot_at(into, to_slot, bytes), slot_at(out_of, from_slot, bytes),
-                          static_cast<size_t>(run) * bytes);
+      copies.push_back(
+          {slot_at(into, to_slot, bytes), slot_at(out_of, from_slot, bytes), static_cast<size_t>(run) * bytes});
     };
     copy(to.k, from.k, k_slot_bytes_);
     copy(to.v, from.v, v_slot_bytes_);
@@ -89,6 +93,7 @@ std::vector<int32_t> KvCache::open_slots(Head& head, std::span<const int32_t> po
   int32_t first = 0;         // slots before the first new row stay where they are
   while (first < head.n_slots && head.position(first) < position.front()) all.push_back(head.position(first++));
   std::vector<int32_t> opened;
+  Copies copies;
   Head wider;
   const int32_t n_kept_blocks = first / kBlockSlots;
   wider.k.assign(head.k.begin(), head.k.begin() + n_kept_blocks);
@@ -96,7 +101,7 @@ std::vector<int32_t> KvCache::open_slots(Head& head, std::span<const int32_t> po
   wider.n_slots = head.n_slots + static_cast<int32_t>(position.size());
   while (static_cast<int32_t>(wider.k.size()) * kBlockSlots < wider.n_slots) add_block(wider);
   const int32_t kept = n_kept_blocks * kBlockSlots;
-  copy_slots(wider, kept, head, kept, first - kept);
+  copy_slots(wider, kept, head, kept, first - kept, copies);
   int32_t slot = first;
   for (size_t i = 0; i < position.size(); ++i) {
     opened.push_back(static_cast<int32_t>(all.size()));
@@ -107,8 +112,9 @@ std::vector<int32_t> KvCache::open_slots(Head& head, std::span<const int32_t> po
       WINNOW_ASSERT(head.position(slot) > position[i]);
       all.push_back(head.position(slot++));
     }
-    copy_slots(wider, to, head, begin, slot - begin);
+    copy_slots(wider, to, head, begin, slot - begin, copies);
   }
+  device_->copy_bytes(copies);
   if (all.back() + 1 != wider.n_slots) wider.idx = std::move(all);
   head = std::move(wider);
   return opened;
@@ -154,7 +160,9 @@ int32_t KvCache::n_slots(int32_t layer, int32_t h) const {
 }
 
 void KvCache::fold_slot(Head& head, const KvEdit::Merge& merge) {
-  make_writable(head, merge.into / kBlockSlots);
+  Copies copies;
+  make_writable(head, merge.into / kBlockSlots, copies);
+  device_->copy_bytes(copies);
   std::vector<float> a(static_cast<size_t>(shape_.head_dim)), b(a.size());
   const auto fold = [&](std::vector<std::shared_ptr<std::byte>>& blocks, Type type) {
     std::byte* into = blocks[static_cast<size_t>(merge.into / kBlockSlots)].get();
@@ -168,46 +176,66 @@ void KvCache::fold_slot(Head& head, const KvEdit::Merge& merge) {
   fold(head.v, shape_.v_type);
 }
 
-void KvCache::keep_slots(Head& head, const std::vector<int32_t>& keep) {
+// What is left of `head` when `copies` are carried out, until when it stays as it is. Blocks whose slots move by whole
+// blocks, or not at all, are taken along; the others are written anew, so that a block that somebody shares is never
+// touched.
+KvCache::Head KvCache::kept_of(const Head& head, const std::vector<int32_t>& keep, Copies& copies) {
   const auto n_kept = static_cast<int32_t>(keep.size());
-  // Blocks whose slots all stay where they are remain as they are; the rest is written anew, so that a block that
-  // another sequence shares is never touched.
-  int32_t same = 0;
-  while (same < n_kept && keep[static_cast<size_t>(same)] == same) ++same;
-  if (same == head.n_slots) return;
-  const int32_t same_blocks = same / kBlockSlots;
+  const auto source = [&](int32_t slot) { return keep[static_cast<size_t>(slot)]; };
   Head kept;
-  kept.k.assign(head.k.begin(), head.k.begin() + same_blocks);
-  kept.v.assign(head.v.begin(), head.v.begin() + same_blocks);
+  kept.n_slots = n_kept;
   kept.idx.reserve(keep.size());
   for (const int32_t slot : keep) kept.idx.push_back(head.position(slot));
-  while (static_cast<int32_t>(kept.k.size()) * kBlockSlots < n_kept) add_block(kept);
-  for (int32_t to = same_blocks * kBlockSlots, run = 0; to < n_kept; to += run) {
-    const int32_t from = keep[static_cast<size_t>(to)];
-    run = 1;
-    while (to + run < n_kept && keep[static_cast<size_t>(to + run)] == from + run) ++run;
-    copy_slots(kept, to, head, from, run);
+  for (int32_t begin = 0; begin < n_kept; begin += kBlockSlots) {
+    const int32_t end = std::min(begin + kBlockSlots, n_kept), first = source(begin);
+    if (first % kBlockSlots == 0 && source(end - 1) - first == end - 1 - begin) {
+      const auto block = static_cast<size_t>(first / kBlockSlots);
+      kept.k.push_back(head.k[block]);
+      kept.v.push_back(head.v[block]);
+      continue;
+    }
+    add_block(kept);
+    for (int32_t to = begin, run = 0; to < end; to += run) {
+      run = 1;
+      while (to + run < end && source(to + run) == source(to) + run) ++run;
+      copy_slots(kept, to, head, source(to), run, copies);
+    }
   }
-  kept.n_slots = n_kept;
-  head = std::move(kept);
+  return kept;
 }
 
 void KvCache::apply(int32_t layer, const KvEdit& edit) {
   if (edit.head.empty()) return;
   WINNOW_ASSERT(static_cast<int32_t>(edit.head.size()) == shape_.n_head_kv);
+  Head* const heads = &head(layer, 0);
+  if (before_) before_->try_emplace(layer, heads, heads + shape_.n_head_kv);
+  Copies copies;
+  std::vector<std::pair<Head*, Head>> changes;
   for (int32_t h = 0; h < shape_.n_head_kv; ++h) {
     const KvEdit::Head& change = edit.head[static_cast<size_t>(h)];
-    Head& changed = head(layer, h);
+    Head& changed = heads[h];
     for (const KvEdit::Merge& merge : change.merge) {
       WINNOW_ASSERT(std::max(merge.into, merge.from) < changed.n_slots && std::min(merge.into, merge.from) >= 0);
       fold_slot(changed, merge);
     }
-    if (change.all) continue;
+    if (change.all || std::ssize(change.keep) == changed.n_slots) continue;
     WINNOW_ASSERT(std::is_sorted(change.keep.begin(), change.keep.end(), std::less_equal<>()));
     WINNOW_ASSERT(change.keep.empty() || (change.keep.front() >= 0 && change.keep.back() < changed.n_slots));
-    keep_slots(changed, change.keep);
+    changes.emplace_back(&changed, kept_of(changed, change.keep, copies));
+  }
+  device_->copy_bytes(copies);
+  for (auto& [changed, left] : changes) {
+    left.k_at = std::move(changed->k_at);  // a device may know its tables by the address of these
+    left.v_at = std::move(changed->v_at);
+    *changed = std::move(left);
   }
   refresh_views(layer);
+}
+
+void KvCache::take_back(int32_t n_positions) {
+  for (auto& [layer, heads] : *before_) std::move(heads.begin(), heads.end(), &head(layer, 0));
+  before_.reset();
+  truncate(n_positions);
 }
 
 void KvCache::shrink(Head& head, int32_t n_slots) {

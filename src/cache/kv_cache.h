@@ -8,7 +8,9 @@
 //   cache.truncate(n_positions);                      // back to a prefix
 #pragma once
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -59,6 +61,13 @@ class KvCache {
   void truncate(int32_t n_positions);
   /// Another sequence with the same contents; blocks are shared until one of them writes.
   KvCache fork() const;
+  /// From now on edits keep what they change, until `forget` or `take_back`, for a step that may fail: what a fork
+  /// would hold, but only of layers that are edited.
+  void remember() { before_.emplace(); }
+  void forget() { before_.reset(); }
+  /// The contents as they were at `remember`, at the first n_positions. Since then rows were only appended, and edits
+  /// applied.
+  void take_back(int32_t n_positions);
   /// Bytes of the blocks and position tables this cache refers to; a shared block counts in each of its owners.
   size_t bytes() const;
 
@@ -74,12 +83,14 @@ class KvCache {
   const Head& head(int32_t layer, int32_t h) const { return heads_[static_cast<size_t>(layer * shape_.n_head_kv + h)]; }
   std::byte* slot_at(const std::vector<std::shared_ptr<std::byte>>& blocks, int32_t slot, size_t slot_bytes) const;
   void add_block(Head& head);
-  void make_writable(Head& head, int32_t block);
-  void extend(Head& head, int64_t n_rows, int32_t first_position);
+  using Copies = std::vector<BytesCopy>;
+  void make_writable(Head& head, int32_t block, Copies& copies);
+  void extend(Head& head, int64_t n_rows, int32_t first_position, Copies& copies);
   std::vector<int32_t> open_slots(Head& head, std::span<const int32_t> position);
-  void copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n);
+  void copy_slots(const Head& to, int32_t to_slot, const Head& from, int32_t from_slot, int32_t n,
+                  Copies& copies) const;
   void fold_slot(Head& head, const KvEdit::Merge& merge);
-  void keep_slots(Head& head, const std::vector<int32_t>& keep);
+  Head kept_of(const Head& head, const std::vector<int32_t>& keep, Copies& copies);
   void shrink(Head& head, int32_t n_slots);
   void refresh_views(int32_t layer);
 
@@ -88,6 +99,8 @@ class KvCache {
   size_t k_slot_bytes_, v_slot_bytes_;
   std::vector<Head> heads_;    // [n_layer, n_head_kv]
   std::vector<KvHead> views_;  // the same
+  // Layers that were edited since `remember`, as they were before: [n_head_kv].
+  std::optional<std::map<int32_t, std::vector<Head>>> before_;
 };
 
 }  // namespace winnow

@@ -1,7 +1,7 @@
 // The cache against a plain model of it: a list of (position, value) for each head, edited by the same rules.
 #include "cache/kv_cache.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <algorithm>
 #include <numeric>
@@ -206,6 +206,59 @@ TEST_P(KvCacheTest, EditsFreeRealBytes) {
   EXPECT_EQ(bytes - cache_.bytes(), kHeads * (9 * block - 64 * sizeof(int32_t)));
   EXPECT_EQ(held - device_->memory().held(), static_cast<int64_t>(kHeads * 9 * block));
   expect_equal(cache_);
+}
+
+// Dropping whole blocks' worth behind the first slots moves nothing but the block between the two.
+TEST_P(KvCacheTest, SlotsThatMoveByWholeBlocksTakeTheirBlocksAlong) {
+  append(cache_, 300, 0);
+  const KvView before = cache_.view(1);
+  const std::vector<const std::byte*> k(before.heads[1].k.begin(), before.heads[1].k.end());
+  std::vector<int32_t> slots = {0, 1, 2, 3};
+  for (int32_t slot = 68; slot < 300; ++slot) slots.push_back(slot);
+  const int64_t held = device_->memory().held();
+  keep(cache_, 1, 1, slots);
+  EXPECT_EQ(held - device_->memory().held(), static_cast<int64_t>(2 * kv_block_bytes(GetParam(), kDim)));
+  const KvHead& head = cache_.view(1).heads[1];
+  EXPECT_THAT(std::vector(head.k.begin() + 1, head.k.end()), testing::ElementsAreArray(k.begin() + 2, k.end()));
+  EXPECT_EQ(std::count(k.begin(), k.end(), head.k[0]), 0);
+  expect_equal(cache_);
+  append(cache_, 70, 300);
+  expect_equal(cache_);
+}
+
+TEST_P(KvCacheTest, TakesBackEditsAndWhatWasAppended) {
+  std::mt19937 random(5);
+  int32_t position = 0;
+  for (int step = 0; step < 30; ++step) {
+    const auto n = static_cast<int32_t>(random() % 90 + 1);
+    append(cache_, n, position);
+    position += n;
+    const std::vector<Plain> before = plain_;
+    const int64_t held = device_->memory().held();
+    cache_.remember();
+    append(cache_, 1, position);
+    for (const int32_t layer : {0, 0, 1}) {  // twice the same: what was first is what comes back
+      if (random() % 4 == 0) continue;
+      std::vector<int32_t> slots;
+      for (int32_t slot = 0; slot < cache_.n_slots(layer, 2); ++slot) {
+        if (slot < 3 || slot > 60) slots.push_back(slot);
+      }
+      keep(cache_, layer, 2, slots);
+    }
+    KvEdit edit;
+    edit.head.resize(kHeads);
+    edit.head[0].merge = {{.into = 0, .from = cache_.n_slots(1, 0) - 1, .weight = 0.5F}};
+    if (step % 2 == 0) {
+      cache_.apply(1, edit);
+      cache_.take_back(position);
+      plain_ = before;
+      EXPECT_EQ(device_->memory().held(), held);
+    } else {
+      cache_.forget();
+      ++position;
+    }
+    expect_equal(cache_);
+  }
 }
 
 TEST_P(KvCacheTest, MergesIntoTheWeightedMean) {

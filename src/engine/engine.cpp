@@ -47,10 +47,9 @@ Pruner* Sequence::pruner() const {
   return nullptr;
 }
 
-bool Sequence::edits(Step step) const {
-  return std::any_of(methods_.begin(), methods_.end(), [step](const Method& method) {
-    return method.compressor != nullptr && (step == Step::prefill || method.compressor->in_decode());
-  });
+bool Sequence::compresses() const {
+  return std::any_of(methods_.begin(), methods_.end(),
+                     [](const Method& method) { return method.compressor != nullptr; });
 }
 
 // Whether the next token may take up older ones, or drop some. Below the break-even nothing was ever dropped.
@@ -107,9 +106,10 @@ void Engine::throw_if_cancelled() {
   if (cancelled_.exchange(false)) throw Cancelled("stopped");
 }
 
-// Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. Where nobody edits, a cache
-// only grows, and truncating it is enough; with compressors a fork remembers what they give up, and so it does where a
-// pruner revives, which writes between older slots.
+// Whatever stops `work` (Ctrl-C, no memory, our own error), the sequences are as before. A cache that only grew is
+// truncated, and of layers that were edited it remembers what they held. In prefill that would be the whole prompt,
+// since edits come after it: there a fork from before it is kept, and so it is where a pruner revives, which writes
+// between older slots.
 void Engine::guarded(std::span<Sequence* const> sequences, Step step, const std::function<void()>& work) {
   struct Before {
     size_t n_tokens;
@@ -117,9 +117,13 @@ void Engine::guarded(std::span<Sequence* const> sequences, Step step, const std:
     std::vector<HiddenRows> hidden;
   };
   std::vector<Before> before;
-  for (const Sequence* sequence : sequences) {
+  for (Sequence* sequence : sequences) {
     Before state{sequence->tokens_.size(), std::nullopt, sequence->hidden_};
-    if (sequence->revives() || sequence->edits(step)) state.cache = sequence->cache_.fork();
+    if (sequence->revives() || (step == Step::prefill && sequence->compresses())) {
+      state.cache = sequence->cache_.fork();
+    } else {
+      sequence->cache_.remember();
+    }
     before.push_back(std::move(state));
   }
   try {
@@ -132,13 +136,14 @@ void Engine::guarded(std::span<Sequence* const> sequences, Step step, const std:
       if (before[i].cache) {
         sequence.cache_ = std::move(*before[i].cache);
       } else {
-        sequence.cache_.truncate(static_cast<int32_t>(before[i].n_tokens));
+        sequence.cache_.take_back(static_cast<int32_t>(before[i].n_tokens));
       }
       sequence.hidden_ = std::move(before[i].hidden);
       sequence.methods_ = sequence.policy_.make();
     }
     throw;
   }
+  for (Sequence* sequence : sequences) sequence->cache_.forget();
 }
 
 void Engine::prefill(Sequence& sequence, std::span<const int32_t> tokens, int32_t n_logits, const LogitsSink& sink) {
@@ -234,13 +239,17 @@ std::vector<float> Engine::decode(std::span<Sequence* const> sequences, std::spa
 }
 
 Selection Engine::choose_row(Sequence& sequence, const Site& site) {
-  if (site.window > 0) return {};
+  const bool worth = site.window == 0 && longest_head(site.kv) >= sequence.policy_.break_even();
   for (const Method& method : sequence.methods_) {
-    if (method.selector == nullptr || !method.selector->in_decode()) continue;
-    if (longest_head(site.kv) < sequence.policy_.break_even()) continue;
-    device_->sync();  // what a device still works on is not the selector's time
+    if (!worth || method.selector == nullptr || !method.selector->in_decode()) continue;
     const Stopwatch watch(sequence.stats_.decode_select_s);
-    return method.selector->select(site);  // a policy has one selector
+    Selection selection = method.selector->select(site);
+    if (!selection.everything()) return selection;
+  }
+  for (const Method& method : sequence.methods_) {
+    if (method.compressor == nullptr) continue;
+    Selection selection = method.compressor->select_row(site);
+    if (!selection.everything()) return selection;
   }
   return {};
 }
@@ -310,7 +319,7 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
                      .lse = nullptr,
                      .counts = &sequence.stats_.decode_counts});
     for (const Method& method : sequence.methods_) {
-      if (method.compressor == nullptr || !method.compressor->in_decode()) continue;
+      if (method.compressor == nullptr) continue;
       site.kv = sequence.cache_.view(layer);
       sequence.cache_.apply(layer, method.compressor->compress(site, false));
     }

@@ -40,7 +40,7 @@ struct RunStats {
   int64_t n_prefill = 0, n_decode = 0;  // tokens
   double prefill_s = 0, decode_s = 0;   // of a batch: the whole batch's time
   double select_s = 0;                  // of prefill_s: selectors, compressors and pruners
-  double decode_select_s = 0;           // of decode_s: selectors
+  double decode_select_s = 0;           // of decode_s: selectors, with what a device makes them wait for
   double attend_s = 0;                  // of prefill_s: attention kernels
   double measure_s = 0;                 // recall and what on_selection does: part of no other figure
   AttnCounts counts;  // of prefill; with a pruner, permitted is what plain attention over all tokens computes
@@ -54,9 +54,6 @@ struct RunStats {
   double select_share() const { return prefill_s == 0 ? 0 : select_s / prefill_s; }
   double decode_select_share() const { return decode_s == 0 ? 0 : decode_select_s / decode_s; }
 };
-
-/// What a sequence is made longer by.
-enum class Step : uint8_t { prefill, decode };
 
 /// Tokens with their cache, methods and figures.
 class Sequence {
@@ -86,8 +83,7 @@ class Sequence {
         methods_(policy_.make()) {}
   Pruner* pruner() const;
   bool revives() const { return pruner() != nullptr && pruner()->revives(); }
-  /// Whether a compressor may take slots out of the cache.
-  bool edits(Step step) const;
+  bool compresses() const;
   bool decodes_alone() const;
   std::vector<int32_t> tokens_;
   KvCache cache_;
@@ -149,6 +145,7 @@ class Engine {
   friend class Prefill;
   void check_room(const Sequence& sequence, size_t n_new) const;
   void throw_if_cancelled();
+  enum class Step : uint8_t { prefill, decode };
   void guarded(std::span<Sequence* const> sequences, Step step, const std::function<void()>& work);
   Selection choose_row(Sequence& sequence, const Site& site);
   void decode_together(std::span<Sequence* const> sequences, std::span<const int32_t> tokens,

@@ -165,6 +165,21 @@ TEST_P(EngineTest, CancelLeavesTheSequenceAsItWas) {
   }
 }
 
+// Whether the step that is stopped would have let go of slots or not.
+TEST_P(EngineTest, CancelTakesBackWhatADecodedTokenDropped) {
+  const TinyEngine tiny(GetParam());
+  Sequence sequence = tiny.start({"streaming_llm(sinks=4,window=32)"});
+  Sequence untouched = tiny.start({"streaming_llm(sinks=4,window=32)"});
+  for (Sequence* each : {&sequence, &untouched}) tiny->prefill(*each, random_tokens(50));
+  for (int32_t i = 0; i < 70; ++i) {
+    tiny->cancel();
+    EXPECT_THROW(tiny->decode(sequence, i + 1), Cancelled);
+    ASSERT_EQ(tiny->decode(sequence, i), tiny->decode(untouched, i)) << i;
+    ASSERT_EQ(sequence.cache().bytes(), untouched.cache().bytes()) << i;
+  }
+  EXPECT_LT(sequence.cache().view(0).heads[0].n_slots, 4 + 32 + 64);
+}
+
 TEST_P(EngineTest, CountsWhatItHolds) {
   const TinyEngine tiny(GetParam());
   const int64_t before = tiny->device().memory().held();

@@ -138,6 +138,8 @@ void Prefill::layer(int32_t index, Pass& pass) {
     model_.mix(device_, index, pass.x->slice(begin, n), q->slice(begin, n));
     engine_.throw_if_cancelled();
   }
+  // Only now, when a GPU has work: the host frees thousands of blocks here.
+  for (Part& part : pass.parts) apply_edit(index, part);
   put_to_sleep(index, pass);
 }
 
@@ -241,7 +243,7 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
     const Stopwatch watch(pass.decode ? not_wanted : part.sequence->stats_.select_s);
     prune(part, here);
   }
-  compress(*part.sequence, here);
+  compress(part, here);
 }
 
 Selection Prefill::choose(Sequence& sequence, const Site& here) {
@@ -293,14 +295,21 @@ void Prefill::attend(Sequence& sequence, const Site& here, const Selection& sele
                 .after_piece = [this] { engine_.throw_if_cancelled(); }});
 }
 
-void Prefill::compress(Sequence& sequence, Site& here) {
+void Prefill::compress(Part& part, Site& here) {
+  Sequence& sequence = *part.sequence;
   for (const Method& method : sequence.methods_) {
     if (method.compressor == nullptr) continue;
+    apply_edit(here.layer, part);  // that of the compressor before this one
     device_.sync();
     const Stopwatch watch(sequence.stats_.select_s);
     here.kv = sequence.cache_.view(here.layer);
-    sequence.cache_.apply(here.layer, method.compressor->compress(here, true));
+    part.edit = method.compressor->compress(here, true);
   }
+}
+
+void Prefill::apply_edit(int32_t index, Part& part) {
+  part.sequence->cache_.apply(index, part.edit);
+  part.edit = {};
 }
 
 void Prefill::hand_over(const Pass& pass, const LogitsSink& sink) {

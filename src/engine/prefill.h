@@ -38,6 +38,7 @@ class Prefill {
     // Ascending positions of the tokens that the next layer attends to, where a pruner decides it: the part's rows and,
     // where it revives, older tokens.
     std::vector<int32_t> alive{};
+    KvEdit edit{};  // of the layer's cache, not yet applied
   };
   struct Pass {  // the rows that go through all layers together
     std::vector<Part> parts;
@@ -63,7 +64,8 @@ class Prefill {
   Selection choose(Sequence& sequence, const Site& site);
   void show(Sequence& sequence, const Site& site, const Selection& selection);
   void attend(Sequence& sequence, const Site& site, const Selection& selection, bool decode);
-  void compress(Sequence& sequence, Site& site);
+  void compress(Part& part, Site& site);
+  static void apply_edit(int32_t index, Part& part);
   void hand_over(const Pass& pass, const LogitsSink& sink);
   void report(double share_of_pass, int64_t n_rows);
 

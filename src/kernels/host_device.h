@@ -20,7 +20,9 @@ class HostDevice : public Device {
   void upload(Mat to, const float* from) override;
   void download(float* to, Mat from) override;
   std::shared_ptr<std::byte> allocate(size_t bytes) override;
-  void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void copy_bytes(std::span<const BytesCopy> copies) override {
+    for (const BytesCopy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  }
   void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void sync() override {}
   void gather_rows(Mat from, std::span<const int32_t> rows, Mat to) override;

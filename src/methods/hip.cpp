@@ -16,7 +16,6 @@
 //   authors' code is said to let it move on. After an eviction the next row searches anew.
 // - Early layers are dense: 3, as for 7B models.
 // - What is not in the paper's text (window, sinks, block sizes) has the values said to be those of the code.
-#include "attention/tree.h"
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -43,19 +42,18 @@ class Hip final : public Selector {
     if (site.layer < s_.dense_layers || std::all_of(kv.begin(), kv.end(), all)) return {};
     if (site.q.n_rows == 1) return select_row(site);
     held_[static_cast<size_t>(site.layer)] = {};
-    return site.ops.select_tree(tree_of(site));
+    return site.ops.select_tree(tree_of(site, 0));
   }
 
  private:
-  // Of one layer, what the last search of decode found.
+  // Of one layer, what the last search of decode found; its windows reach as far as the last row that it serves.
   struct Held {
-    std::vector<int32_t> n_slots;             // [n_head_kv] when it searched
-    std::vector<int32_t> window_begin;        // [n_head]
-    std::vector<std::vector<int32_t>> found;  // [n_head] slots
-    int32_t n_used = 0;                       // rows that it served
+    std::vector<int32_t> n_slots;  // [n_head_kv] when it searched
+    Selection lists;
+    int32_t n_used = 0;  // rows that it served
   };
 
-  TreeArgs tree_of(const Site& site) const {
+  TreeArgs tree_of(const Site& site, int32_t n_later) const {
     return {.q = site.q,
             .kv = site.kv,
             .limit = site.limit,
@@ -65,20 +63,18 @@ class Hip final : public Selector {
             .query_stride = s_.query_stride,
             .key_stride = s_.key_stride,
             .window = s_.window,
-            .sinks = s_.sinks};
+            .sinks = s_.sinks,
+            .n_later = n_later};
   }
 
   Selection select_row(const Site& site) {
     Held& held = held_[static_cast<size_t>(site.layer)];
-    if (!holds(held, site)) search_again(held, site);
-    ++held.n_used;
-    std::vector<HeadLists> lists(static_cast<size_t>(site.q.n_head));
-    for (int32_t head = 0; head < site.q.n_head; ++head) {
-      const auto at = static_cast<size_t>(head);
-      push_found(tree_of(site), held.found[at],
-                 {held.window_begin[at], slot_of_row(site, kv_head_of(site, head), 0) + 1}, lists[at]);
+    if (!holds(held, site)) {
+      held = {{}, site.ops.select_tree(tree_of(site, s_.refresh - 1)), 0};
+      for (const KvHead& kv : site.kv.heads) held.n_slots.push_back(kv.n_slots);
     }
-    return join_lists(lists, kTreeBlock, kTreeBlock);
+    ++held.n_used;
+    return held.lists;
   }
 
   // Whether only the rows since have been added.
@@ -88,20 +84,6 @@ class Hip final : public Selector {
       if (site.kv.heads[h].n_slots != held.n_slots[h] + held.n_used) return false;
     }
     return true;
-  }
-
-  void search_again(Held& held, const Site& site) const {
-    held = {};
-    for (const KvHead& kv : site.kv.heads) held.n_slots.push_back(kv.n_slots);
-    const Selection made = site.ops.on_host(site.ops.select_tree(tree_of(site)));
-    for (int32_t head = 0; head < site.q.n_head; ++head) {
-      const auto list = static_cast<size_t>(made.list(head, 0));
-      const int32_t window = made.block_begin[static_cast<size_t>(made.block_ptr[list])];
-      held.window_begin.push_back(window);
-      const auto column = made.column.begin();
-      held.found.emplace_back(column + made.column_ptr[list] + std::min(s_.sinks, window),
-                              column + made.column_ptr[list + 1]);
-    }
   }
 
   Settings s_;
@@ -118,7 +100,7 @@ constexpr ParamInfo kParams[] = {
     {"sinks", "first tokens that every row sees", 16, 0, kMany, true},
     {"dense_layers", "first layers that stay dense", 3, 0, kMany, true},
     {"decode", "1: decoded tokens search too", 1, 0, 1, true},
-    {"refresh", "decoded tokens that one search serves", 8, 1, kMany, true},
+    {"refresh", "decoded tokens that one search serves", 8, 1, 4096, true},
     {"min_len", "tokens in the cache below which attention is dense", 4096, 0, kMany, true},
 };
 

@@ -24,15 +24,19 @@ inline int32_t block_size(const Params& params, std::string_view method) {
   return block;
 }
 
+/// Whether all heads hold slots at the same positions.
+inline bool alike(std::span<const KvHead> kv) {
+  return std::all_of(kv.begin(), kv.end(), [first = kv.front()](const KvHead& head) {
+    if (head.n_slots != first.n_slots || (head.idx == nullptr) != (first.idx == nullptr)) return false;
+    return head.idx == first.idx || std::equal(head.idx, head.idx + head.n_slots, first.idx);
+  });
+}
+
 /// Lists of a pattern that depends on slots alone, by write(kv head, lists): one for all heads while every kv head
 /// holds the same slots, else one for each. Blocks are of `block` rows and slots.
 template <typename Write>
 Selection pattern_lists(const Site& site, int32_t block, const Write& write) {
-  const std::span<const KvHead> kv = site.kv.heads;
-  const bool alike = std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
-    return head.idx == nullptr && head.n_slots == kv.front().n_slots;
-  });
-  std::vector<HeadLists> lists(alike ? 1 : static_cast<size_t>(site.q.n_head));
+  std::vector<HeadLists> lists(alike(site.kv.heads) ? 1 : static_cast<size_t>(site.q.n_head));
   for (size_t head = 0; head < lists.size(); ++head) {
     write(kv_head_of(site, static_cast<int32_t>(head)), lists[head]);
   }

@@ -48,14 +48,14 @@ class Selector {
   virtual bool in_decode() const { return false; }
 };
 
-/// Decides after attention which slots the cache keeps. Called after a layer's whole prompt, and, where in_decode(),
-/// after each decoded row.
+/// Decides after attention which slots the cache keeps. Called after a layer's whole prompt and after each decoded row.
 class Compressor {
  public:
   virtual ~Compressor() = default;
   virtual KvEdit compress(const Site& site, bool prefill) = 0;
-  /// false: decode only adds to the cache, so that a step which fails is taken back without a copy of the cache.
-  virtual bool in_decode() const { return true; }
+  /// Asked before a decoded row attends, unless a selector chooses for it: what it computes of the cache. Who lets go
+  /// of slots later than they are due leaves them out here. Empty: everything.
+  virtual Selection select_row(const Site& /*site*/) { return {}; }
 };
 
 /// Decides, after a layer has attended, which tokens go on to the layers above. Rows of dropped tokens are not computed

@@ -69,12 +69,10 @@ class SnapKv final : public Compressor {
  public:
   explicit SnapKv(const Settings& settings) : s_(settings) {}
 
-  bool in_decode() const override { return false; }
-
-  KvEdit compress(const Site& site, bool /*prefill*/) override {
+  KvEdit compress(const Site& site, bool prefill) override {
     const std::span<const KvHead> kv = site.kv.heads;
     const auto small = [&](const KvHead& head) { return head.n_slots <= s_.budget; };
-    if (std::all_of(kv.begin(), kv.end(), small)) return {};
+    if (!prefill || std::all_of(kv.begin(), kv.end(), small)) return {};
     const Votes votes = vote(site);
     const std::vector<int64_t> share = shares(site.ops, votes);
     KvEdit edit;

@@ -179,7 +179,9 @@ TEST(SnapKv, CompressesARaggedCacheAgain) {
 }
 
 TEST(SnapKv, LeavesDecodeAlone) {
-  EXPECT_FALSE(make_method("snapkv(budget=64)", {1, 2, 1, 16}).compressor->in_decode());
+  SiteFixture fixture({.n_q = 1, .n_k = 300}, 8);
+  const Method method = make_method("snapkv(budget=64)", fixture.method_shape());
+  EXPECT_TRUE(method.compressor->compress(fixture.site(ref_ops()), false).head.empty());
 }
 
 TEST(SnapKv, RefusesABudgetWithoutRoomAndAnEvenKernel) {

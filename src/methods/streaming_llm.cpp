@@ -10,7 +10,9 @@
 //   aligned blocks that it touches, so a row sees up to 126 slots more than `window`.
 // - A kept key stays at the position it was written at (RoPE is in the cache already). The paper numbers the slots of
 //   the shrunken cache anew, which matters only beyond the length that a model was trained for.
-// - The selector leaves decode alone; there the compressor is what the paper does.
+// - The selector leaves decode alone; there the compressor is what the paper does. It lets go of 64 slots at a time,
+//   because dropping one moves all that follow, where 64 move block by block. Until then decoded rows leave out what is
+//   due; only the rows of a later prompt see it, up to 63 slots more than `window`, if prefill=0.
 // - Nothing is estimated, so there is no length at which the pattern costs more than dense attention: min_len is 0. On
 //   a GPU the making of lists costs more than it saves below 8,192 tokens.
 #include "base/error.h"
@@ -58,21 +60,46 @@ class RollingCache final : public Compressor {
  public:
   RollingCache(int32_t n_sink, int32_t window) : n_sink_(n_sink), window_(window) {}
 
-  KvEdit compress(const Site& site, bool /*prefill*/) override {
+  KvEdit compress(const Site& site, bool prefill) override {
     KvEdit edit;
+    bool any = false;
     for (const KvHead& kv : site.kv.heads) {
-      const int32_t n_first = visible_slots(kv, n_sink_ - 1);
+      const auto [begin, end] = due(kv);
+      const int32_t next = prefill ? end : begin + (end - begin) / kBlock * kBlock;
       KvEdit::Head& head = edit.head.emplace_back();
-      if (kv.n_slots - n_first <= window_) continue;
+      if (next == begin) continue;
+      any = true;
       head.all = false;
-      for (int32_t slot = 0; slot < n_first; ++slot) head.keep.push_back(slot);
-      for (int32_t slot = kv.n_slots - window_; slot < kv.n_slots; ++slot) head.keep.push_back(slot);
+      for (int32_t slot = 0; slot < begin; ++slot) head.keep.push_back(slot);
+      for (int32_t slot = next; slot < kv.n_slots; ++slot) head.keep.push_back(slot);
     }
-    if (std::all_of(edit.head.begin(), edit.head.end(), [](const KvEdit::Head& head) { return head.all; })) return {};
-    return edit;
+    return any ? edit : KvEdit{};
+  }
+
+  Selection select_row(const Site& site) override {
+    const auto none = [this](const KvHead& kv) { return due(kv).empty(); };
+    if (std::all_of(site.kv.heads.begin(), site.kv.heads.end(), none)) return {};
+    return pattern_lists(site, kBlock, [this](const KvHead& kv, HeadLists& lists) {
+      const auto [begin, end] = due(kv);
+      int32_t slot = 0;
+      for (; slot + kBlock <= begin; slot += kBlock) lists.block_begin.push_back(slot);
+      for (; slot < begin; ++slot) lists.column.push_back(slot);
+      for (slot = end; slot < kv.n_slots; slot += kBlock) lists.block_begin.push_back(slot);
+      lists.end_block();
+    });
   }
 
  private:
+  // Slots [begin, end) between sinks and window.
+  struct Range {
+    int32_t begin, end;
+    bool empty() const { return begin == end; }
+  };
+  Range due(const KvHead& kv) const {
+    const int32_t n_first = visible_slots(kv, n_sink_ - 1);
+    return {n_first, std::max(n_first, kv.n_slots - window_)};
+  }
+
   int32_t n_sink_, window_;
 };
 

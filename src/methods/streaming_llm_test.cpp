@@ -82,39 +82,49 @@ TEST(StreamingLlm, EveryHeadSharesOneListUnlessTheCacheIsRagged) {
   }
 }
 
-TEST(StreamingLlm, TheCacheKeepsTheSinksAndTheLastWindowSlots) {
+TEST(StreamingLlm, BehindAPromptTheCacheKeepsTheSinksAndTheLastWindowSlots) {
   SiteFixture fixture({.n_q = 40, .n_k = 40, .n_head = 4, .n_head_kv = 2}, 5);
   const Method method = make_method(spec(3, 5), fixture.method_shape());
-  for (const bool prefill : {true, false}) {
-    const KvEdit edit = method.compressor->compress(fixture.site(ref_ops()), prefill);
-    ASSERT_EQ(edit.head.size(), 2U);
-    for (const KvEdit::Head& head : edit.head) {
-      EXPECT_FALSE(head.all);
-      EXPECT_TRUE(head.merge.empty());
-      EXPECT_EQ(head.keep, (std::vector<int32_t>{0, 1, 2, 35, 36, 37, 38, 39}));
-    }
+  const KvEdit edit = method.compressor->compress(fixture.site(ref_ops()), true);
+  ASSERT_EQ(edit.head.size(), 2U);
+  for (const KvEdit::Head& head : edit.head) {
+    EXPECT_FALSE(head.all);
+    EXPECT_TRUE(head.merge.empty());
+    EXPECT_EQ(head.keep, (std::vector<int32_t>{0, 1, 2, 35, 36, 37, 38, 39}));
   }
 }
 
-TEST(StreamingLlm, TheCacheNeverOutgrowsItsBudgetWhileDecoding) {
-  const Method method = make_method(spec(3, 5), {1, 2, 1, 16});
-  std::vector<int32_t> kept;
-  for (int32_t n = 1; n <= 40; ++n) {  // token n - 1 was just added
-    SiteFixture fixture({.n_q = 1, .n_k = n}, 6);
-    kept.push_back(n - 1);
-    fixture.keep(0, kept);
-    const KvEdit edit = method.compressor->compress(fixture.site(ref_ops()), false);
-    ASSERT_EQ(edit.head.empty(), kept.size() <= 8);
-    if (!edit.head.empty()) {
-      std::vector<int32_t> left;
-      for (const int32_t slot : edit.head[0].keep) left.push_back(kept[static_cast<size_t>(slot)]);
-      kept = left;
+// However late slots go: each decoded row computes the paper's mask.
+TEST(StreamingLlm, DecodedRowsComputeSinksAndWindowExactlyWhileTheCacheLetsGoOf64SlotsAtATime) {
+  for (const auto& [sinks, window] : {std::pair{3, 5}, {0, 70}, {130, 1}}) {
+    const Method method = make_method(spec(sinks, window), {1, 2, 1, 16});
+    std::vector<int32_t> kept;
+    bool let_go = false;
+    for (int32_t n = 1; n <= 400; ++n) {  // token n - 1 was just added
+      SiteFixture fixture({.n_q = 1, .n_k = n}, 6);
+      kept.push_back(n - 1);
+      fixture.keep(0, kept);
+      const Site site = fixture.site(ref_ops());
+      const Selection selection = method.compressor->select_row(site);
+      ASSERT_EQ(malformed(selection, site), "");
+      const std::vector<bool> mask = computed(selection, fixture, 0, 1);
+      int32_t n_computed = 0;
+      for (size_t slot = 0; slot < kept.size(); ++slot) {
+        ASSERT_EQ(mask[slot], promised(kept[slot], n - 1, sinks, window)) << n << " slot " << slot;
+        n_computed += mask[slot] ? 1 : 0;
+      }
+      ASSERT_EQ(n_computed, std::min(n, sinks + window));
+      const KvEdit edit = method.compressor->compress(site, false);
+      if (!edit.head.empty()) {
+        std::vector<int32_t> left;
+        for (const int32_t slot : edit.head[0].keep) left.push_back(kept[static_cast<size_t>(slot)]);
+        EXPECT_EQ(kept.size() - left.size(), 64U);
+        kept = left;
+        let_go = true;
+      }
+      ASSERT_LT(std::ssize(kept), sinks + window + 64);
     }
-    std::vector<int32_t> expected;
-    for (int32_t position = 0; position < n; ++position) {
-      if (promised(position, n - 1, 3, 5)) expected.push_back(position);
-    }
-    ASSERT_EQ(kept, expected);
+    EXPECT_TRUE(let_go);
   }
 }
 

@@ -80,14 +80,6 @@ std::vector<int32_t> important(const Mass& mass, const Settings& settings) {
   return all;
 }
 
-bool alike(std::span<const KvHead> kv) {
-  return std::all_of(kv.begin(), kv.end(), [&](const KvHead& head) {
-    return head.n_slots == kv.front().n_slots &&
-           (head.idx == kv.front().idx || (head.idx != nullptr && kv.front().idx != nullptr &&
-                                           std::equal(head.idx, head.idx + head.n_slots, kv.front().idx)));
-  });
-}
-
 // The last rows, and as many at even distances before them. Few rows are all probes.
 class Probes {
  public:

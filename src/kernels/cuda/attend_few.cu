@@ -40,20 +40,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles
   work.run(share.begin(part - share.first), share.begin(part - share.first + 1), part);
 }
 
-/// Entries of ascending `list` below `limit`.
-__device__ int32_t entries_below(const int32_t* list, int32_t n, int32_t limit) {
-  int32_t begin = 0;
-  while (begin < n) {
-    const int32_t middle = begin + (n - begin) / 2;
-    if (list[middle] < limit) {
-      begin = middle + 1;
-    } else {
-      n = middle;
-    }
-  }
-  return begin;
-}
-
 /// Whether lists a and b of one kind are equal, as far as this thread looks.
 __device__ bool same_entries(const int32_t* ptr, const int32_t* all, int64_t a, int64_t b) {
   const int32_t n = ptr[a + 1] - ptr[a];
@@ -64,21 +50,17 @@ __device__ bool same_entries(const int32_t* ptr, const int32_t* all, int64_t a, 
 
 /// Fills `facts` of the query heads of kv head blockIdx.x.
 __global__ void examine_lists(const __grid_constant__ FewJob job) {
+  take_turn();
   const Lists& lists = job.lists;
   const int32_t first = static_cast<int32_t>(blockIdx.x) * job.group;
   bool same = true;
-  for (int32_t head = first + 1; lists.n_head > 1 && head < first + job.group; ++head) {
+  for (int32_t head = first + 1; head < first + job.group; ++head) {
     same = same && same_entries(lists.block_ptr, lists.block_begin, list_of(job, first), list_of(job, head)) &&
            same_entries(lists.column_ptr, lists.column, list_of(job, first), list_of(job, head));
   }
   same = __syncthreads_and(same ? 1 : 0) != 0;
   for (int32_t i = threadIdx.x; i < job.group; i += blockDim.x) {
-    const int64_t list = list_of(job, first + i);
-    const int32_t n_slots = job.call.n_slots[blockIdx.x];
-    const auto below = [&](const int32_t* ptr, const int32_t* all) {
-      return entries_below(all + ptr[list], ptr[list + 1] - ptr[list], n_slots);
-    };
-    job.facts[first + i] = {below(lists.column_ptr, lists.column), below(lists.block_ptr, lists.block_begin), same};
+    job.facts[first + i] = facts_of(job, first + i, job.call.n_slots[blockIdx.x], same);
   }
 }
 
@@ -369,7 +351,7 @@ FewJob make_job(const FewRows& call, size_t& bytes) {
   const int64_t n_partial = static_cast<int64_t>(job.n_split) * job.n_padded;
   cutter.cut(job.o, n_partial * job.dim);
   cutter.cut(job.mass, n_partial);
-  if (job.has_lists) cutter.cut(job.facts, call.q.n_head);
+  if (by_head && job.group > 1) cutter.cut(job.facts, call.q.n_head);
   if (takes_two_passes(call)) {
     const int64_t n = (static_cast<int64_t>(job.n_items) * job.max_tiles * kTileChunks) * job.item_operands;
     cutter.cut(job.logits, n * 32);
@@ -392,9 +374,8 @@ void attend_few(const FewRows& call) {
   size_t bytes = 0;
   const FewJob job = make_job(call, bytes);
   if (call.q.n_rows == 0) return;
-  if (job.has_lists) {
-    examine_lists<<<static_cast<uint32_t>(call.n_head_kv), 256, 0, call.stream>>>(job);
-    check(cudaGetLastError(), "attend_few: lists");
+  if (job.facts != nullptr) {
+    launch_early({static_cast<uint32_t>(call.n_head_kv), 256, 0, call.stream, "attend_few: lists"}, examine_lists, job);
   }
   if (takes_two_passes(call)) {
     launch<Pass::keys>(job, call.k_type);

@@ -49,6 +49,9 @@ struct HeadRows {
   int64_t stride = 0;  // values from one row to the next
 };
 
+/// 64, 128 or 256: StagedKv::dim of heads of this size. Throws Error where it is none that kernels take.
+int32_t padded_head(int32_t head_dim);
+
 inline HeadRows rows_of(const HeadsView& view) {
   return {view.data, view.type, view.n_rows, view.n_head, view.head_dim, view.stride};
 }

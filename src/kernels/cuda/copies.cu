@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 
 #include "kernels/cuda/check.h"
 
@@ -12,7 +11,6 @@ namespace {
 constexpr int kWarps = 8;
 // Copies of this size and more are launched by themselves.
 constexpr size_t kLarge = size_t{1} << 20;
-constexpr size_t kMostPieces = size_t{1} << 16;
 
 template <typename Word>
 __device__ void copy_words(const Piece& piece, int lane) {
@@ -47,46 +45,26 @@ void copy_pieces(const Piece* pieces, int64_t n_pieces, cudaStream_t stream) {
   check(cudaGetLastError(), "launching copies");
 }
 
-bool Copies::overlaps_written(const std::byte* at, size_t bytes) const {
-  const auto begin = reinterpret_cast<uintptr_t>(at);
-  const auto next = written_.lower_bound(begin + bytes);
-  return next != written_.begin() && std::prev(next)->second > begin;
-}
-
-void Copies::mark_written(const std::byte* at, size_t bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(at);
-  const auto next = written_.upper_bound(begin);
-  if (next != written_.begin() && std::prev(next)->second == begin) {
-    std::prev(next)->second += bytes;
-  } else {
-    written_[begin] = begin + bytes;
+void copy_all(CudaContext& context, std::span<const BytesCopy> copies) {
+  constexpr size_t kMost = Transfers::kPiece / sizeof(Piece);  // in one launch
+  for (size_t first = 0; first < copies.size(); first += kMost) {
+    const auto some = copies.subspan(first, std::min(kMost, copies.size() - first));
+    std::byte* const staged = context.transfers.stage(some.size() * sizeof(Piece));
+    auto* piece = reinterpret_cast<Piece*>(staged);
+    for (const BytesCopy& copy : some) {
+      if (copy.bytes >= kLarge) {
+        check(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDeviceToDevice, context.stream),
+              "copying on the GPU");
+      } else {
+        *piece++ = {copy.to, copy.from, static_cast<int64_t>(copy.bytes)};
+      }
+    }
+    const int64_t n = piece - reinterpret_cast<Piece*>(staged);
+    if (n == 0) continue;
+    const auto table = context.memory.lend(static_cast<size_t>(n) * sizeof(Piece));
+    context.transfers.upload_staged(table.get(), staged, static_cast<size_t>(n) * sizeof(Piece));
+    copy_pieces(reinterpret_cast<const Piece*>(table.get()), n, context.stream);
   }
-}
-
-void Copies::add(std::byte* to, const std::byte* from, size_t bytes) {
-  if (bytes == 0) return;
-  if (bytes >= kLarge) {
-    flush();
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, context_.stream), "copying on the GPU");
-    return;
-  }
-  // What is read must be there already, and two writes to one place keep their order. (What waiting copies read is
-  // safe: blocks that come home are held back until the flush.)
-  if (pieces_.size() >= kMostPieces || overlaps_written(from, bytes) || overlaps_written(to, bytes)) flush();
-  if (pieces_.empty()) context_.memory.hold_back_blocks();
-  pieces_.push_back({to, from, static_cast<int64_t>(bytes)});
-  mark_written(to, bytes);
-}
-
-void Copies::flush() {
-  if (pieces_.empty()) return;
-  const size_t bytes = pieces_.size() * sizeof(Piece);
-  const auto table = context_.memory.lend(bytes);
-  context_.transfers.upload(table.get(), pieces_.data(), bytes);
-  copy_pieces(reinterpret_cast<const Piece*>(table.get()), static_cast<int64_t>(pieces_.size()), context_.stream);
-  pieces_.clear();
-  written_.clear();
-  context_.memory.let_go_of_blocks();
 }
 
 void Patches::apply() {

@@ -1,11 +1,12 @@
-// Many small copies at once. An eviction moves a cache slot by slot: one launch for thousands of slots.
+// Many small copies at once. An eviction moves a layer's cache slot by slot: one launch for thousands of slots.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
+#include <span>
 #include <vector>
 
+#include "attention/device.h"
 #include "kernels/cuda/context.h"
 
 namespace winnow::cuda {
@@ -20,23 +21,8 @@ struct Piece {
 /// Launches copies that do not overlap one another. pieces: device memory.
 void copy_pieces(const Piece* pieces, int64_t n_pieces, cudaStream_t stream);
 
-/// Copies that wait to be launched together. Whoever reads or writes GPU memory in any other way flushes first.
-class Copies {
- public:
-  explicit Copies(CudaContext& context) : context_(context) {}
-
-  /// Later copies see the results of earlier ones.
-  void add(std::byte* to, const std::byte* from, size_t bytes);
-  void flush();
-
- private:
-  bool overlaps_written(const std::byte* at, size_t bytes) const;
-  void mark_written(const std::byte* at, size_t bytes);
-
-  CudaContext& context_;
-  std::vector<Piece> pieces_;
-  std::map<uintptr_t, uintptr_t> written_;  // begin -> end of what waiting copies write to; neighbours are joined
-};
+/// The same of copies that host memory tells: one upload and one launch, and one for each large copy.
+void copy_all(CudaContext& context, std::span<const BytesCopy> copies);
 
 /// Host data that goes to several places in GPU memory: one upload and one launch.
 class Patches {

@@ -24,13 +24,6 @@ int64_t rounded_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-int32_t padded_head(int32_t head_dim) {
-  if (head_dim % 8 != 0 || head_dim > kLargestHead) {
-    fail("device cuda: heads of {} values; their size must be a multiple of 8 and at most {}", head_dim, kLargestHead);
-  }
-  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : kLargestHead;
-}
-
 /// Whether two views of a head, nothing having been written between them, show the same keys and values.
 bool same_head(const KvHead& a, const KvHead& b) {
   return a.k.data() == b.k.data() && a.v.data() == b.v.data() && a.n_slots == b.n_slots;
@@ -47,7 +40,23 @@ int2 visible_of(const KvHead& head, int32_t limit, int32_t window) {
   return {std::min(begin, end), end};
 }
 
+/// The lists' shape, without their entries.
+Lists shape_of(const Selection& selection) {
+  return {.block_q = selection.block_q,
+          .block_k = selection.block_k,
+          .n_head = selection.n_head,
+          .n_block_q = selection.n_block_q,
+          .group = selection.group};
+}
+
 }  // namespace
+
+int32_t padded_head(int32_t head_dim) {
+  if (head_dim % 8 != 0 || head_dim > kLargestHead) {
+    fail("device cuda: heads of {} values; their size must be a multiple of 8 and at most {}", head_dim, kLargestHead);
+  }
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : kLargestHead;
+}
 
 struct CudaDevice::Call {
   DeviceKv kv;
@@ -60,6 +69,7 @@ struct CudaDevice::Call {
 std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, Lists& lists) {
   const std::vector<int32_t>* const from[] = {&selection.block_ptr, &selection.block_begin, &selection.column_ptr,
                                               &selection.column};
+  lists = shape_of(selection);
   const int32_t** const to[] = {&lists.block_ptr, &lists.block_begin, &lists.column_ptr, &lists.column};
   constexpr size_t kUnit = 64;  // values: each list begins on a line of its own
   size_t total = 0;
@@ -71,12 +81,17 @@ std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, 
     *to[i] = at;
     at += (from[i]->size() / kUnit + 1) * kUnit;
   }
-  lists.block_q = selection.block_q;
-  lists.block_k = selection.block_k;
-  lists.n_head = selection.n_head;
-  lists.group = selection.group;
-  lists.n_block_q = selection.n_block_q;
   return memory;
+}
+
+/// Of few rows, for which all layers may have the same lists.
+Lists CudaDevice::few_lists(const Selection& selection) {
+  Lists lists = shape_of(selection);
+  lists.block_ptr = on_gpu(selection.block_ptr);
+  lists.block_begin = on_gpu(selection.block_begin);
+  lists.column_ptr = on_gpu(selection.column_ptr);
+  lists.column = on_gpu(selection.column);
+  return lists;
 }
 
 std::shared_ptr<std::byte> CudaDevice::visible_rows(const DeviceKv& kv, std::span<const int32_t> limit, int32_t window,
@@ -144,11 +159,14 @@ void CudaDevice::attend(const AttnArgs& args) {
   const auto n_head_kv = static_cast<int32_t>(args.kv.heads.size());
   Call call;
   call.kv = kv_tables_.of(args.kv);
+  const bool few = args.q.n_rows <= kFewRows;
   Lists lists;
   std::shared_ptr<std::byte> lists_memory;
   if (args.selection != nullptr && !args.selection->everything()) {
     if (args.selection->on_device != nullptr) {
       lists = static_cast<const GpuLists&>(*args.selection->on_device).lists;
+    } else if (few) {
+      lists = few_lists(*args.selection);
     } else {
       lists_memory = upload_lists(*args.selection, lists);
     }
@@ -159,7 +177,7 @@ void CudaDevice::attend(const AttnArgs& args) {
   }
   const Counters::Pair counters = counters_.of(args.counts);
   call.computed = counters.computed;
-  if (args.q.n_rows <= kFewRows) {
+  if (few) {
     call.visible = visible_to_few(args);
     attend_few_rows(args, call);
     return;

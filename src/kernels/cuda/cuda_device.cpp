@@ -69,7 +69,6 @@ CudaDevice::CudaDevice(int n_threads, ProductType products)
       tables_(context_),
       parameters_(context_),
       kv_tables_(context_, tables_),
-      copies_(context_),
       counters_(context_),
       products_(context_, products),
       hopper_(choose_hopper(properties_)) {
@@ -95,12 +94,6 @@ std::string CudaDevice::description() const {
 double CudaDevice::peak_gflops() {
   const auto lock = begin();
   return 1e3 * products_.peak_tflops();
-}
-
-std::unique_lock<std::recursive_mutex> CudaDevice::begin() {
-  std::unique_lock lock(mutex_);
-  copies_.flush();
-  return lock;
 }
 
 Scratch CudaDevice::matrix(int64_t rows, int64_t cols, Type type) {
@@ -135,10 +128,11 @@ void CudaDevice::download(float* to, Mat from) {
   transfers_.download(to, dense.get(), bytes);
 }
 
-void CudaDevice::copy_bytes(std::byte* to, const std::byte* from, size_t bytes) {
-  const std::lock_guard lock(mutex_);
+void CudaDevice::copy_bytes(std::span<const BytesCopy> copies) {
+  if (copies.empty()) return;
+  const auto lock = begin();
   staged_ = {};
-  copies_.add(to, from, bytes);
+  copy_all(context_, copies);
 }
 
 void CudaDevice::upload_bytes(std::byte* to, const std::byte* from, size_t bytes) {
@@ -149,7 +143,6 @@ void CudaDevice::upload_bytes(std::byte* to, const std::byte* from, size_t bytes
 
 void CudaDevice::sync() {
   const auto lock = begin();
-  staged_ = {};
   counters_.fold();
   check(cudaStreamSynchronize(stream_.stream), "waiting for the GPU");
 }

@@ -39,7 +39,7 @@ class CudaDevice final : public Device {
   void upload(Mat to, const float* from) override;
   void download(float* to, Mat from) override;
   std::shared_ptr<std::byte> allocate(size_t bytes) override { return gpu_memory_.block(bytes); }
-  void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) override;
+  void copy_bytes(std::span<const BytesCopy> copies) override;
   void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) override;
   void sync() override;
 
@@ -115,8 +115,7 @@ class CudaDevice final : public Device {
 
   Scratch matrix(int64_t rows, int64_t cols, Type type);
   const int32_t* on_gpu(std::span<const int32_t> values) { return tables_.put(values); }
-  /// Before anything reads or writes GPU memory: waiting copies are launched.
-  std::unique_lock<std::recursive_mutex> begin();
+  std::unique_lock<std::recursive_mutex> begin() { return std::unique_lock(mutex_); }
   void attend_to_host(const AttnArgs& args);
   /// Slots that rows of these limits see. -> int2 [n_head_kv, n_rows]; `permitted` may be null.
   std::shared_ptr<std::byte> visible_rows(const DeviceKv& kv, std::span<const int32_t> limit, int32_t window,
@@ -143,11 +142,14 @@ class CudaDevice final : public Device {
   /// Lists of the blocks that call.marks marks; call.block_ptr is set.
   Selection lists_of_marks(CoverCall& call);
   ChunkMeansOnGpu chunk_means(const ChunkArgs& args, const ChunkCall& call, const StagedKv& kv);
-  /// Lists of this shape, whose ends are yet to be written; then room for so many entries, for which the host waits.
+  /// Lists of this shape, whose ends are yet to be written; then room for so many entries, for which the host waits,
+  /// or for as many as there can be.
   NewLists new_lists(const Lists& shape);
   void make_room(NewLists& lists);
+  void make_room(NewLists& lists, int64_t n_block, int64_t n_column);
   Selection lay(const ChosenLines& chosen, const LineRows& rows);
   std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
+  Lists few_lists(const Selection& selection);
   void attend_few_rows(const AttnArgs& args, const Call& call);
   void attend_many_rows(const AttnArgs& args, const Call& call);
 
@@ -160,7 +162,6 @@ class CudaDevice final : public Device {
   Tables tables_;
   Parameters parameters_;
   KvTables kv_tables_;
-  Copies copies_;
   Counters counters_;
   Products products_;
   Staged staged_;

@@ -304,7 +304,7 @@ TEST_F(CudaOps, StoresSlots) {
   }
 }
 
-/// Copies wait to be launched together; what one writes the next one may read, and freed blocks may be used again.
+/// What a call writes the next one may read, and freed blocks may be used again.
 TEST_F(CudaOps, CopiesKeepTheirOrder) {
   constexpr size_t kBytes = 4096;
   std::vector<float> values(kBytes / sizeof(float));
@@ -314,14 +314,17 @@ TEST_F(CudaOps, CopiesKeepTheirOrder) {
   std::iota(values.begin(), values.end(), 0.0F);
   auto a = device().allocate(kBytes), b = device().allocate(kBytes), c = device().allocate(kBytes);
   device().upload_bytes(a.get(), reinterpret_cast<const std::byte*>(values.data()), kBytes);
-  for (size_t i = 0; i < kBytes; i += 68) {
-    const size_t n = std::min<size_t>(68, kBytes - i);
-    device().copy_bytes(b.get() + i, a.get() + i, n);
-    device().copy_bytes(c.get() + i, b.get() + i, n);
-  }
+  const auto copy = [&](std::shared_ptr<std::byte>& to, const std::shared_ptr<std::byte>& from, size_t step) {
+    std::vector<BytesCopy> copies;
+    for (size_t i = 0; i < kBytes; i += step)
+      copies.push_back({to.get() + i, from.get() + i, std::min(step, kBytes - i)});
+    device().copy_bytes(copies);
+  };
+  copy(b, a, 68);
   a.reset();
+  copy(c, b, 1);
   auto d = device().allocate(kBytes);  // perhaps where a was
-  device().copy_bytes(d.get(), c.get(), kBytes);
+  copy(d, c, kBytes);
   std::vector<float> got(64);
   for (const auto& block : {b, c, d}) {
     slot(block, got.data());

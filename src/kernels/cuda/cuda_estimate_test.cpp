@@ -165,6 +165,18 @@ TEST_F(CudaEstimates, KeysByTreeSearch) {
       EXPECT_EQ(actual.block_ptr, expected.block_ptr);
       EXPECT_EQ(actual.block_begin, expected.block_begin);
       EXPECT_LE(difference(actual, expected, &Selection::column_ptr, &Selection::column), 0.01);
+
+      // A decoded row's search, whose window serves later rows, too.
+      TreeArgs last = args;
+      last.q = args.q.rows(args.q.n_rows - 1, 1);
+      last.limit = limit.last(1);
+      last.n_later = 70;
+      const Selection row = device().on_host(device().select_tree(last)),
+                      expected_row = device().Ops::select_tree(last);
+      EXPECT_EQ(row.block_ptr, expected_row.block_ptr);
+      EXPECT_EQ(row.block_begin, expected_row.block_begin);
+      EXPECT_EQ(row.column_ptr, expected_row.column_ptr);
+      EXPECT_LE(difference(row, expected_row, &Selection::column_ptr, &Selection::column), 0.1);
     }
   }
 }

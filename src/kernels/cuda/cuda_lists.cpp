@@ -17,15 +17,21 @@ NewLists CudaDevice::new_lists(const Lists& shape) {
 }
 
 void CudaDevice::make_room(NewLists& lists) {
-  const auto entries = [&](const int32_t* ptr, size_t& n_entries) {
+  const auto n_entries = [&](const int32_t* ptr) {
     int32_t n = 0;
     transfers_.download(&n, ptr + lists.n_list(), sizeof(n));
-    n_entries = static_cast<size_t>(n);
-    auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend((n_entries + 1) * sizeof(int32_t)));
+    return n;
+  };
+  make_room(lists, n_entries(lists.block_ptr), n_entries(lists.column_ptr));
+}
+
+void CudaDevice::make_room(NewLists& lists, int64_t n_block, int64_t n_column) {
+  const auto entries = [&](int64_t n) {
+    auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend(static_cast<size_t>(n + 1) * sizeof(int32_t)));
     return reinterpret_cast<int32_t*>(memory.get());
   };
-  lists.made->lists.block_begin = lists.block_begin = entries(lists.block_ptr, lists.made->n_block);
-  lists.made->lists.column = lists.column = entries(lists.column_ptr, lists.made->n_column);
+  lists.made->lists.block_begin = lists.block_begin = entries(n_block);
+  lists.made->lists.column = lists.column = entries(n_column);
 }
 
 Selection CudaDevice::on_host(const Selection& selection) {
@@ -41,8 +47,8 @@ Selection CudaDevice::on_host(const Selection& selection) {
   };
   fetch(host.block_ptr, made.lists.block_ptr, n_list + 1);
   fetch(host.column_ptr, made.lists.column_ptr, n_list + 1);
-  fetch(host.block_begin, made.lists.block_begin, made.n_block);
-  fetch(host.column, made.lists.column, made.n_column);
+  fetch(host.block_begin, made.lists.block_begin, static_cast<size_t>(host.block_ptr.back()));
+  fetch(host.column, made.lists.column, static_cast<size_t>(host.column_ptr.back()));
   return host;
 }
 
@@ -51,8 +57,6 @@ Selection CudaDevice::on_device(const Selection& selection) {
   const auto lock = begin();
   auto made = std::make_shared<GpuLists>();
   made->memory.push_back(upload_lists(selection, made->lists));
-  made->n_block = selection.block_begin.size();
-  made->n_column = selection.column.size();
   Selection moved;
   moved.block_q = selection.block_q;
   moved.block_k = selection.block_k;

@@ -12,7 +12,7 @@ namespace winnow::cuda {
 
 inline constexpr int32_t kTileChunks = kVoteSlots / kChunk;
 
-/// What `examine_lists` finds out about one query head's lists.
+/// About one query head's lists; `examine_lists` finds out whether those of a group are equal.
 struct ListFacts {
   int32_t n_columns, n_blocks;  // without the entries beyond the last slot
   int32_t equal;                // all heads of the group have these lists
@@ -37,7 +37,7 @@ struct FewJob {
   bool votes = false;
   float* o = nullptr;          // [n_split, n_padded, dim] partial sums
   float2* mass = nullptr;      // [n_split, n_padded] their maximum (base 2) and denominator
-  ListFacts* facts = nullptr;  // [n_head]
+  ListFacts* facts = nullptr;  // [n_head], where lists of a group may differ
   float4* logits = nullptr;    // [n_items, max_tiles * kTileChunks, item_operands, 32 lanes] as the products leave them
   float* largest = nullptr;    // [n_items, max_tiles * kTileChunks, item_operands * 8]
   uint8_t* keep = nullptr;     // [n_items, max_tiles, n_units]
@@ -72,6 +72,29 @@ __device__ inline int64_t list_of(const FewJob& job, int32_t head) {
   return job.lists.list(head, static_cast<int32_t>(job.call.first_row / job.lists.block_q));
 }
 
+/// Entries of ascending `list` below `limit`; mostly all of them.
+__device__ inline int32_t entries_below(const int32_t* list, int32_t n, int32_t limit) {
+  if (n == 0 || list[n - 1] < limit) return n;
+  int32_t begin = 0;
+  while (begin < n) {
+    const int32_t middle = begin + (n - begin) / 2;
+    if (list[middle] < limit) {
+      begin = middle + 1;
+    } else {
+      n = middle;
+    }
+  }
+  return begin;
+}
+
+__device__ inline ListFacts facts_of(const FewJob& job, int32_t head, int32_t n_slots, bool equal) {
+  const int64_t list = list_of(job, head);
+  const auto below = [&](const int32_t* ptr, const int32_t* all) {
+    return entries_below(all + ptr[list], ptr[list + 1] - ptr[list], n_slots);
+  };
+  return {below(job.lists.column_ptr, job.lists.column), below(job.lists.block_ptr, job.lists.block_begin), equal};
+}
+
 __device__ inline Item make_item(const FewJob& job, int32_t index) {
   const FewRows& call = job.call;
   Item item;
@@ -98,7 +121,7 @@ __device__ inline Item make_item(const FewJob& job, int32_t index) {
     item.n_tiles = max(0, (item.end + kVoteSlots - 1) / kVoteSlots - item.first_tile);
     return item;
   }
-  const ListFacts facts = job.facts[item.head];
+  const ListFacts facts = by_head ? job.facts[item.head] : facts_of(job, item.head, item.n_slots, true);
   if (by_head) item.n_heads = !facts.equal ? 1 : index % job.group == 0 ? job.group : 0;
   if (by_head) item.n_operands *= item.n_heads;
   const int64_t list = list_of(job, item.head);

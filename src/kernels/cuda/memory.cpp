@@ -133,28 +133,8 @@ void DeviceMemory::add_slab(BlockPool& pool) {
 void DeviceMemory::come_home(const Home& home) {
   const std::lock_guard lock(mutex_);
   if (meter_ != nullptr) meter_->subtract(static_cast<int64_t>(home.pool->block_bytes));
-  if (holding_) {
-    held_back_.push_back(home);
-  } else {
-    put_back(home);
-  }
-}
-
-void DeviceMemory::put_back(const Home& home) {
   if (home.slab->free.empty()) home.pool->with_room.push_back(home.slab);
   home.slab->free.push_back(home.number);
-}
-
-void DeviceMemory::hold_back_blocks() {
-  const std::lock_guard lock(mutex_);
-  holding_ = true;
-}
-
-void DeviceMemory::let_go_of_blocks() {
-  const std::lock_guard lock(mutex_);
-  holding_ = false;
-  for (const Home& home : held_back_) put_back(home);
-  held_back_.clear();
 }
 
 }  // namespace winnow::cuda

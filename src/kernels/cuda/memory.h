@@ -25,10 +25,6 @@ class DeviceMemory {
   /// The same for one of very many small pieces: a cache block.
   std::shared_ptr<std::byte> block(size_t bytes);
 
-  /// While blocks are held back, those that come home are not lent again: copies that are not yet launched read them.
-  void hold_back_blocks();
-  void let_go_of_blocks();
-
  private:
   struct Slab {
     std::byte* base = nullptr;
@@ -53,15 +49,12 @@ class DeviceMemory {
   void take_back(std::byte* data, size_t bytes);
   void add_slab(BlockPool& pool);
   void come_home(const Home& home);
-  void put_back(const Home& home);
 
   MemoryMeter* meter_;
   std::mutex mutex_;
   std::map<size_t, std::vector<std::byte*>> idle_;  // by size
   size_t idle_bytes_ = 0;
   std::map<size_t, BlockPool> pools_;  // by size of a block
-  bool holding_ = false;
-  std::vector<Home> held_back_;
 };
 
 }  // namespace winnow::cuda

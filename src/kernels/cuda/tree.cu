@@ -8,7 +8,7 @@
 #include <cub/device/device_scan.cuh>
 
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/vec_inl.h"
+#include "kernels/cuda/stored.cuh"
 
 namespace winnow::cuda {
 
@@ -94,7 +94,7 @@ class Search {
     const int2* visible = call.visible + kv_head_ * call.q.n_rows + row_;
     end_ = max(0, visible[0].y - call.window);
     begin_ = min(call.sinks, end_);
-    n_seen_ = visible[n_rows_ - 1].y;
+    window_end_ = visible[n_rows_ - 1].y + call.n_later;
     n_block_ = (end_ - begin_ + call.key_block - 1) / call.key_block;
   }
 
@@ -108,11 +108,11 @@ class Search {
       // The last key block may be a shorter one.
       if (found[call_.n_keep - 1] == n_block_ - 1) n -= n_block_ * call_.key_block - (end_ - begin_);
     }
-    return {begin_ + n, (n_seen_ - end_ + kTreeBlock - 1) / kTreeBlock};
+    return {begin_ + n, (window_end_ - end_ + kTreeBlock - 1) / kTreeBlock};
   }
 
   __device__ void write(const int32_t* found, int32_t* block, int32_t* column) const {
-    for (int32_t i = threadIdx.x; end_ + i * kTreeBlock < n_seen_; i += kThreads) block[i] = end_ + i * kTreeBlock;
+    for (int32_t i = threadIdx.x; end_ + i * kTreeBlock < window_end_; i += kThreads) block[i] = end_ + i * kTreeBlock;
     const int32_t n_all = takes_all() ? end_ : begin_;
     for (int32_t i = threadIdx.x; i < n_all; i += kThreads) column[i] = i;
     if (takes_all()) return;
@@ -213,10 +213,20 @@ class Search {
     for (int i = static_cast<int>(threadIdx.x % 32); i < kTile * chunks; i += 32) {
       const int row = i / chunks, d = i % chunks * 8;
       const int32_t slot = slot_of(min(first + row, n - 1), n_key);
-      const bf16* from = call_.kv.k + (static_cast<int64_t>(kv_head_) * call_.kv.capacity + slot) * dim + d;
-      *reinterpret_cast<uint4*>(to + row * (dim + kPad) + d) = *reinterpret_cast<const uint4*>(from);
+      *reinterpret_cast<uint4*>(to + row * (dim + kPad) + d) = key8(slot, d);
     }
     __syncwarp();
+  }
+
+  /// Values d to d + 7 of a key.
+  __device__ uint4 key8(int32_t slot, int32_t d) const {
+    if (call_.k == nullptr) {
+      const int64_t row = static_cast<int64_t>(kv_head_) * call_.kv.capacity + slot;
+      return *reinterpret_cast<const uint4*>(call_.kv.k + row * call_.kv.dim + d);
+    }
+    if (d >= call_.q.head_dim) return {0, 0, 0, 0};
+    const std::byte* block = call_.k[call_.first_block[kv_head_] + slot / kBlockSlots];
+    return stored8(call_.k_type, block + slot % kBlockSlots * row_bytes(call_.k_type, call_.q.head_dim), d);
   }
 
   /// -> in lane i, up to kTile, the largest logit of the warp's key i
@@ -289,7 +299,7 @@ class Search {
   int64_t row_;
   int32_t n_rows_, n_query_;
   int32_t begin_, end_;  // slots that are searched
-  int32_t n_seen_, n_block_;
+  int32_t window_end_, n_block_;
 };
 
 __global__ void __launch_bounds__(kThreads) search_kernel(const __grid_constant__ TreeCall call) {

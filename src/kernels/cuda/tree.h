@@ -9,11 +9,14 @@ namespace winnow::cuda {
 /// All pointers are device memory; lists as in Lists, one for each head and block of kTreeBlock rows.
 struct TreeCall {
   HeadRows q;
-  StagedKv kv;
+  StagedKv kv;                           // of few rows, which look at few of the keys, without the keys:
+  const std::byte* const* k = nullptr;   // then these blocks of the cache
+  const int32_t* first_block = nullptr;  // [n_head_kv]
+  Type k_type = Type::f16;
   const int2* visible = nullptr;  // [n_head_kv, n_rows]
   float scale = 1;
   int32_t n_keep = 0;  // key blocks that a block of rows finds, n_keys / key_block
-  int32_t n_keys = 0, key_block = 1, query_stride = 1, key_stride = 1, window = 1, sinks = 0;
+  int32_t n_keys = 0, key_block = 1, query_stride = 1, key_stride = 1, window = 1, sinks = 0, n_later = 0;
   int32_t* found = nullptr;       // [n_list, n_keep] key blocks from the sinks on, ascending
   int32_t* block_ptr = nullptr;   // [n_list + 1]
   int32_t* column_ptr = nullptr;  // [n_list + 1]
