@@ -95,12 +95,11 @@ class Hip final : public Selector {
     for (const KvHead& kv : site.kv.heads) held.n_slots.push_back(kv.n_slots);
     const Selection made = site.ops.on_host(site.ops.select_tree(tree_of(site)));
     for (int32_t head = 0; head < site.q.n_head; ++head) {
-      const auto list = static_cast<size_t>(made.list(head, 0));
-      const int32_t window = made.block_begin[static_cast<size_t>(made.block_ptr[list])];
+      const int64_t list = made.list(head, 0);
+      const int32_t window = made.blocks(list).front();
       held.window_begin.push_back(window);
-      const auto column = made.column.begin();
-      held.found.emplace_back(column + made.column_ptr[list] + std::min(s_.sinks, window),
-                              column + made.column_ptr[list + 1]);
+      const std::span<const int32_t> columns = made.columns(list);
+      held.found.emplace_back(columns.begin() + std::min(s_.sinks, window), columns.end());
     }
   }
 

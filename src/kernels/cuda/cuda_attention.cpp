@@ -59,8 +59,9 @@ struct CudaDevice::Call {
 
 std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, Lists& lists) {
   const std::vector<int32_t>* const from[] = {&selection.block_ptr, &selection.block_begin, &selection.column_ptr,
-                                              &selection.column};
-  const int32_t** const to[] = {&lists.block_ptr, &lists.block_begin, &lists.column_ptr, &lists.column};
+                                              &selection.column, &selection.column_end};
+  const int32_t** const to[] = {&lists.block_ptr, &lists.block_begin, &lists.column_ptr, &lists.column,
+                                &lists.column_end};
   constexpr size_t kUnit = 64;  // values: each list begins on a line of its own
   size_t total = 0;
   for (const auto* list : from) total += (list->size() / kUnit + 1) * kUnit;
@@ -71,6 +72,7 @@ std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, 
     *to[i] = at;
     at += (from[i]->size() / kUnit + 1) * kUnit;
   }
+  if (selection.column_end.empty()) lists.column_end = lists.column_ptr + 1;
   lists.block_q = selection.block_q;
   lists.block_k = selection.block_k;
   lists.n_head = selection.n_head;

@@ -13,19 +13,37 @@ NewLists CudaDevice::new_lists(const Lists& shape) {
   }
   lists.made->lists.block_ptr = lists.block_ptr;
   lists.made->lists.column_ptr = lists.column_ptr;
+  lists.made->lists.column_end = lists.column_ptr + 1;
   return lists;
 }
 
+int32_t* CudaDevice::room(NewLists& lists, size_t n_entries) {
+  auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend((n_entries + 1) * sizeof(int32_t)));
+  return reinterpret_cast<int32_t*>(memory.get());
+}
+
+int32_t* CudaDevice::share_columns(NewLists& lists) {
+  int32_t* end = room(lists, static_cast<size_t>(lists.n_list()));
+  lists.made->lists.column_end = end;
+  return end;
+}
+
+void CudaDevice::make_columns(NewLists& lists, size_t n) {
+  lists.made->n_column = n;
+  lists.made->lists.column = lists.column = room(lists, n);
+}
+
+void CudaDevice::make_blocks(NewLists& lists) {
+  int32_t n = 0;
+  transfers_.download(&n, lists.block_ptr + lists.n_list(), sizeof(n));
+  lists.made->lists.block_begin = lists.block_begin = room(lists, static_cast<size_t>(n));
+}
+
 void CudaDevice::make_room(NewLists& lists) {
-  const auto entries = [&](const int32_t* ptr, size_t& n_entries) {
-    int32_t n = 0;
-    transfers_.download(&n, ptr + lists.n_list(), sizeof(n));
-    n_entries = static_cast<size_t>(n);
-    auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend((n_entries + 1) * sizeof(int32_t)));
-    return reinterpret_cast<int32_t*>(memory.get());
-  };
-  lists.made->lists.block_begin = lists.block_begin = entries(lists.block_ptr, lists.made->n_block);
-  lists.made->lists.column = lists.column = entries(lists.column_ptr, lists.made->n_column);
+  make_blocks(lists);
+  int32_t n = 0;
+  transfers_.download(&n, lists.column_ptr + lists.n_list(), sizeof(n));
+  make_columns(lists, static_cast<size_t>(n));
 }
 
 Selection CudaDevice::on_host(const Selection& selection) {
@@ -41,8 +59,9 @@ Selection CudaDevice::on_host(const Selection& selection) {
   };
   fetch(host.block_ptr, made.lists.block_ptr, n_list + 1);
   fetch(host.column_ptr, made.lists.column_ptr, n_list + 1);
-  fetch(host.block_begin, made.lists.block_begin, made.n_block);
-  fetch(host.column, made.lists.column, made.n_column);
+  fetch(host.block_begin, made.lists.block_begin, static_cast<size_t>(host.block_ptr.back()));
+  fetch(host.column, made.lists.column, static_cast<size_t>(host.column_ptr.back()));
+  if (made.lists.column_end != made.lists.column_ptr + 1) fetch(host.column_end, made.lists.column_end, n_list);
   return host;
 }
 
@@ -51,7 +70,6 @@ Selection CudaDevice::on_device(const Selection& selection) {
   const auto lock = begin();
   auto made = std::make_shared<GpuLists>();
   made->memory.push_back(upload_lists(selection, made->lists));
-  made->n_block = selection.block_begin.size();
   made->n_column = selection.column.size();
   Selection moved;
   moved.block_q = selection.block_q;
