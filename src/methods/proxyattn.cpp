@@ -14,6 +14,8 @@
 // - Rows after a cached prefix are sampled from their own first one on, and budgets come from their own last rows.
 // - Where kv heads hold different slots, after an eviction, each is a group of its own.
 // - A softcap is applied to the budgets' probabilities but not to the proxies' scores.
+// - On a GPU (H100, 8B shape, time of a prompt beside dense): 4,096 tokens 98 %, 8,192 93 %, 32,768 74 %, 131,072 59 %;
+//   choosing takes 7 to 3 % of it.
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -104,7 +106,7 @@ const MethodInfo& method_proxyattn() {
       .parts = "selector",
       .neutral = "proxyattn(gamma=1)",
       .params = kParams,
-      .gpu_min_len = 32768,
+      .gpu_min_len = 8192,
       .knob = {.param = "gamma", .dense = 0.99, .sparse = 0.5},
       .texts = {},
       .make = make,

@@ -16,6 +16,8 @@
 //   (niah_single_1, 4,096 tokens), also with mu=5 or votes=64, and rightly without: presumably the last row looks for
 //   a needle's first digit, so that the needle's block counts as concentrated and keeps few tokens.
 // - Rows come in blocks of 128, their windows in whole blocks of 64 slots.
+// - On a GPU (H100, 8B shape, time of a prompt beside dense): 4,096 tokens 98 %, 8,192 95 %, 32,768 86 %, 131,072 79 %;
+//   choosing takes 7 to 1 % of it. Gathered columns are slower than blocks: a third of the pairs is computed.
 // The calibration file: "layers", per layer and kv head the proportions of budgets 1, 2, 4, ... 64.
 #include <cmath>
 #include <numeric>
@@ -341,7 +343,7 @@ const MethodInfo& method_tca_attention() {
       .parts = "selector",
       .neutral = "tca_attention(window=1000000000)",
       .params = kParams,
-      .gpu_min_len = kNeverGains,
+      .gpu_min_len = 8192,
       .knob = {.param = "mu", .dense = 6, .sparse = 0},
       .texts = kTexts,
       .make = make,
