@@ -77,7 +77,7 @@ struct CoreArgs {
   std::span<const int32_t> begin;      // [n_head_kv] slots before these are kept, whole blocks from there on vote
   std::span<const CoreShares> shares;  // [n_head_kv]
   int32_t sinks = 0;                   // first slots that are kept in any case
-  std::span<const int32_t> near;       // [n_head_kv] slots that are seen all the same, for the estimate of mass
+  std::span<const int32_t> near;       // [n_head_kv] slots from which on all are seen, for the estimate of mass
 };
 
 /// Slots that hold a share of attention's mass (ZipVL, arXiv 2410.08584); see attention/important.h.
@@ -91,11 +91,11 @@ struct ImportantArgs {
 /// Rows that see a set of slots, and everything from some way before themselves on.
 struct SetArgs {
   KvView kv;
-  std::span<const int32_t> limit;  // [n_rows], in blocks of kSetRows
-  int32_t n_head = 0;              // of queries
-  const Selection* sets = nullptr;
-  int32_t window = 1;  // last slots that the first row of a block sees, itself included,
-  int32_t unit = 1;    // from a multiple of so many slots on
+  std::span<const int32_t> limit;   // [n_rows], in blocks of kSetRows
+  int32_t n_head = 0;               // of queries
+  const Selection* sets = nullptr;  // not that of everything
+  int32_t window = 1;               // last slots that the first row of a block sees, itself included,
+  int32_t unit = 1;                 // from a multiple of so many slots on
 };
 inline constexpr int32_t kSetRows = 128;
 inline constexpr int32_t kSetBlock = 64;  // slots

@@ -188,6 +188,7 @@ TEST_F(CudaSets, ListsAreThoseOfTheHost) {
         if (n_set > std::ssize(on_gpu.heads) || (n_set == 1 && one.last_slots > 0)) continue;
         SCOPED_TRACE(fmt::format("{} last={} of={} sets={} window={}", one.text, one.last_slots, of, n_set, window));
         std::vector<std::vector<int32_t>> sets;
+        sets.reserve(static_cast<size_t>(n_set));
         for (int32_t i = 0; i < n_set; ++i) {
           sets.push_back(some_slots(on_gpu.heads[static_cast<size_t>(i)].n_slots, of, static_cast<uint32_t>(i)));
         }
