@@ -124,6 +124,7 @@ void check(const std::string& spec, const SiteShape& shape, bool ragged) {
     const Selection again = make_method(spec, fixture.method_shape()).selector->select(fixture.site(threads));
     ASSERT_EQ(selection.block_begin, again.block_begin);
     ASSERT_EQ(selection.column, again.column);
+    ASSERT_EQ(selection.column_end, again.column_end);
     ASSERT_EQ(selection.rows, again.rows);
     ASSERT_EQ(selection.estimated_mass, again.estimated_mass);
   }

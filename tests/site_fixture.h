@@ -284,13 +284,11 @@ inline std::vector<bool> computed(const Selection& selection, SiteFixture& fixtu
   };
   const int32_t block = selection.everything() ? -1 : selection.block_of(row);
   if (block >= 0) {
-    const auto list = static_cast<size_t>(selection.list(head, block));
-    for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-      for (int32_t j = 0; j < selection.block_k; ++j) set(selection.block_begin[static_cast<size_t>(i)] + j);
+    const int64_t list = selection.list(head, block);
+    for (const int32_t begin : selection.blocks(list)) {
+      for (int32_t j = 0; j < selection.block_k; ++j) set(begin + j);
     }
-    for (int32_t i = selection.column_ptr[list]; i < selection.column_ptr[list + 1]; ++i) {
-      set(selection.column[static_cast<size_t>(i)]);
-    }
+    for (const int32_t slot : selection.columns(list)) set(slot);
   }
   for (int32_t slot = 0; slot < fixture.n_slots(kv); ++slot) {
     if (fixture.position(kv, slot) > fixture.limit(row)) mask[static_cast<size_t>(slot)] = false;
@@ -315,9 +313,11 @@ inline std::string malformed(const Selection& selection, const Site& site) {
     return "block sizes";
   }
   if (selection.block_ptr.size() != n_list + 1 || selection.column_ptr.size() != n_list + 1) return "ptr sizes";
-  if (selection.block_ptr.front() != 0 || selection.column_ptr.front() != 0) return "ptr begin";
+  if (selection.block_ptr.front() != 0) return "block_ptr begin";
+  if (selection.column_end.empty() && selection.column_ptr.front() != 0) return "column_ptr begin";
   if (selection.block_ptr.back() != static_cast<int32_t>(selection.block_begin.size())) return "block_ptr end";
   if (selection.column_ptr.back() != static_cast<int32_t>(selection.column.size())) return "column_ptr end";
+  if (!selection.column_end.empty() && selection.column_end.size() != n_list) return "column_end size";
   for (size_t list = 0; list < n_list; ++list) {
     const auto head = static_cast<int32_t>(list / static_cast<size_t>(selection.n_block_q)) * selection.group;
     const auto n_kv = static_cast<int32_t>(site.kv.heads.size());
@@ -325,9 +325,9 @@ inline std::string malformed(const Selection& selection, const Site& site) {
     std::vector<int> taken(static_cast<size_t>(n_slots) + 128);
     int32_t before = -1;
     if (selection.block_ptr[list] > selection.block_ptr[list + 1]) return "block_ptr descends";
-    if (selection.column_ptr[list] > selection.column_ptr[list + 1]) return "column_ptr descends";
-    for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-      const int32_t begin = selection.block_begin[static_cast<size_t>(i)];
+    const int32_t end = selection.column_end.empty() ? selection.column_ptr[list + 1] : selection.column_end[list];
+    if (selection.column_ptr[list] > end || end > selection.column_ptr.back()) return "columns' end";
+    for (const int32_t begin : selection.blocks(static_cast<int64_t>(list))) {
       if (begin <= before || begin < 0) return "block_begin order or range";
       before = begin;
       if (site.q.n_rows == 1 && begin >= n_slots) continue;  // of later rows
@@ -337,8 +337,7 @@ inline std::string malformed(const Selection& selection, const Site& site) {
       }
     }
     before = -1;
-    for (int32_t i = selection.column_ptr[list]; i < selection.column_ptr[list + 1]; ++i) {
-      const int32_t slot = selection.column[static_cast<size_t>(i)];
+    for (const int32_t slot : selection.columns(static_cast<int64_t>(list))) {
       if (slot <= before || slot < 0 || slot >= n_slots) return "column order or range";
       before = slot;
       if (taken[static_cast<size_t>(slot)]++ != 0) return "column inside a block";

@@ -37,10 +37,15 @@ struct MassEstimate {
 /// The lists of one query head, written query block by query block: push entries, then end_block().
 struct HeadLists {
   std::vector<int32_t> block_ptr{0}, block_begin, column_ptr{0}, column;
-  MassEstimate kept{};  // what the lists hold, where their author has an estimate
+  std::vector<int32_t> column_end;  // of each query block; see Selection
+  MassEstimate kept{};              // what the lists hold, where their author has an estimate
 
-  void end_block() {
+  void end_block() { end_block(column_ptr.back(), static_cast<int32_t>(column.size())); }
+  /// The query block's columns are [begin, end) of those that were ever pushed.
+  void end_block(int32_t begin, int32_t end) {
     block_ptr.push_back(static_cast<int32_t>(block_begin.size()));
+    column_ptr.back() = begin;
+    column_end.push_back(end);
     column_ptr.push_back(static_cast<int32_t>(column.size()));
   }
 };
@@ -64,20 +69,23 @@ inline Selection join_lists(std::span<const HeadLists> heads, int32_t block_q, i
   selection.n_head = static_cast<int32_t>(heads.size());
   selection.n_block_q = static_cast<int32_t>(heads.front().block_ptr.size()) - 1;
   selection.block_ptr.push_back(0);
-  selection.column_ptr.push_back(0);
   MassEstimate kept;
   for (const HeadLists& head : heads) {
     if (head.kept.n > 0) kept.add(head.kept.sum / static_cast<double>(head.kept.n));
     WINNOW_ASSERT(static_cast<int32_t>(head.block_ptr.size()) - 1 == selection.n_block_q);
-    const auto block_offset = static_cast<int32_t>(selection.block_begin.size());
-    const auto column_offset = static_cast<int32_t>(selection.column.size());
-    const auto shifted = [](int32_t offset) { return [offset](int32_t end) { return end + offset; }; };
-    std::transform(head.block_ptr.begin() + 1, head.block_ptr.end(), std::back_inserter(selection.block_ptr),
-                   shifted(block_offset));
-    std::transform(head.column_ptr.begin() + 1, head.column_ptr.end(), std::back_inserter(selection.column_ptr),
-                   shifted(column_offset));
+    const auto append = [](std::vector<int32_t>& to, auto begin, auto end, size_t offset) {
+      std::transform(begin, end, std::back_inserter(to), [=](int32_t at) { return at + static_cast<int32_t>(offset); });
+    };
+    append(selection.block_ptr, head.block_ptr.begin() + 1, head.block_ptr.end(), selection.block_begin.size());
+    append(selection.column_ptr, head.column_ptr.begin(), head.column_ptr.end() - 1, selection.column.size());
+    append(selection.column_end, head.column_end.begin(), head.column_end.end(), selection.column.size());
     selection.block_begin.insert(selection.block_begin.end(), head.block_begin.begin(), head.block_begin.end());
     selection.column.insert(selection.column.end(), head.column.begin(), head.column.end());
+  }
+  selection.column_ptr.push_back(static_cast<int32_t>(selection.column.size()));
+  if (selection.column_ptr.front() == 0 &&
+      std::equal(selection.column_end.begin(), selection.column_end.end(), selection.column_ptr.begin() + 1)) {
+    selection.column_end.clear();
   }
   if (kept.n > 0) selection.estimated_mass = kept.sum / static_cast<double>(kept.n);
   return selection;

@@ -2,6 +2,7 @@
 // src/kernels/ref is the oracle. Scores are float32. A verb that takes a KvView dequantises what it reads.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <span>
 #include <vector>
@@ -55,6 +56,49 @@ struct ProxyArgs {
   int32_t stride = 1;   // every stride-th row, from row 0 on, and slot, from slot 0 on, takes part
   int32_t block = 0;    // rows and slots of a block; a multiple of stride
 };
+
+/// Blocks in the order of averaged heads' scores, as many for each head as its own attention needs.
+struct RankedArgs {
+  ProxyArgs scores;       // whose blocks are ranked; rows and slots come in blocks of scores.block
+  ProbeArgs probe;        // the last rows, at most scores.block of them
+  double share = 1;       // of a head's mass that its blocks of the last row of blocks hold
+  int64_t least = 0;      // blocks of a row of blocks, where there are so many
+  bool same_all = false;  // rows of blocks get the last one's number; else their share of it
+};
+
+/// Budgets that blocks of a core have: the shares of them that keep 1, 2, 4, ... kCoreBlock slots; their sum is 1.
+inline constexpr int32_t kCoreBlock = 64;
+using CoreShares = std::array<double, 7>;
+
+/// Slots of which every block keeps as many as its concentration leaves it (TCA-Attention, arXiv 2512.09238); see
+/// attention/core.h.
+struct CoreArgs {
+  ProbeArgs votes;                     // the rows whose attention is the vote
+  std::span<const int32_t> begin;      // [n_head_kv] slots before these are kept, whole blocks from there on vote
+  std::span<const CoreShares> shares;  // [n_head_kv]
+  int32_t sinks = 0;                   // first slots that are kept in any case
+  std::span<const int32_t> near;       // [n_head_kv] slots from which on all are seen, for the estimate of mass
+};
+
+/// Slots that hold a share of attention's mass (ZipVL, arXiv 2410.08584); see attention/important.h.
+struct ImportantArgs {
+  std::span<const ProbeArgs> probes;  // of one cache
+  double share = 1;                   // of the mass that the probes' rows spend
+  int32_t first = 0;                  // slots that are important in any case
+  bool together = false;              // one set for all kv heads, which hold the same slots; else one for each
+};
+
+/// Rows that see a set of slots, and everything from some way before themselves on.
+struct SetArgs {
+  KvView kv;
+  std::span<const int32_t> limit;   // [n_rows], in blocks of kSetRows
+  int32_t n_head = 0;               // of queries
+  const Selection* sets = nullptr;  // not that of everything
+  int32_t window = 1;               // last slots that the first row of a block sees, itself included,
+  int32_t unit = 1;                 // from a multiple of so many slots on
+};
+inline constexpr int32_t kSetRows = 128;
+inline constexpr int32_t kSetBlock = 64;  // slots
 
 /// Rows of a block that searches, and slots of a block of its window.
 inline constexpr int32_t kTreeBlock = 64;
@@ -208,6 +252,20 @@ class Ops {
   /// Lists of covering blocks for all heads: cover_blocks of attention/cover.h, which this runs head by head. Blocks
   /// begin at multiples of args.block; rows and slots come in blocks of that size.
   virtual Selection select_cover(const CoverArgs& args);
+
+  /// Lists of ranked blocks for all heads. A head needs k of the N blocks that the last row of blocks sees: one more
+  /// than the heaviest ones whose share of the probe's mass does not exceed args.share. Row m of blocks takes ceil(k
+  /// seen / N) of those that it sees, or k, and args.least: the first block, those of its own rows, and the best scores
+  /// among the others, of equal ones the lower block.
+  virtual Selection select_ranked(const RankedArgs& args);
+
+  /// Sets of slots, for each kv head or for all of them: the columns of a selection of one query block. Where no slot
+  /// is left out, the selection of everything. Estimated mass is that of the votes or probes.
+  virtual Selection choose_core(const CoreArgs& args);
+  virtual Selection choose_important(const ImportantArgs& args);
+  /// Lists for such sets: slots of the set before the rows' window, as blocks where kSetBlock of them follow one
+  /// another, the others as columns that all lists share; and blocks from there to the rows' own slots.
+  virtual Selection select_sets(const SetArgs& args);
 
   /// The selection with its lists in vectors, for those who look at them.
   virtual Selection on_host(const Selection& selection) { return selection; }

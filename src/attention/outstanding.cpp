@@ -81,11 +81,10 @@ class Outstanding {
   };
 
   static void append(const HeadLists& part, HeadLists& lists) {
-    const auto offset = static_cast<int32_t>(lists.block_begin.size());
-    lists.block_begin.insert(lists.block_begin.end(), part.block_begin.begin(), part.block_begin.end());
     for (size_t i = 1; i < part.block_ptr.size(); ++i) {
-      lists.block_ptr.push_back(part.block_ptr[i] + offset);
-      lists.column_ptr.push_back(0);
+      lists.block_begin.insert(lists.block_begin.end(), part.block_begin.begin() + part.block_ptr[i - 1],
+                               part.block_begin.begin() + part.block_ptr[i]);
+      lists.end_block();
     }
   }
 

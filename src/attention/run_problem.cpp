@@ -61,15 +61,12 @@ int64_t slots_up_to(const KvHead& kv, int64_t position) {
 int64_t selected_between(const AttnArgs& args, int32_t head, int64_t row, int64_t low, int64_t high) {
   if (args.selection == nullptr || args.selection->everything()) return std::max<int64_t>(high - low, 0);
   const Selection& s = *args.selection;
-  const auto list = static_cast<size_t>(s.list(head, static_cast<int32_t>((args.first_row + row) / s.block_q)));
+  const int64_t list = s.list(head, static_cast<int32_t>((args.first_row + row) / s.block_q));
   int64_t n = 0;
-  for (auto i = static_cast<size_t>(s.block_ptr[list]); i < static_cast<size_t>(s.block_ptr[list + 1]); ++i) {
-    const int64_t begin = s.block_begin[i];
+  for (const int64_t begin : s.blocks(list)) {
     n += std::max<int64_t>(std::min(begin + s.block_k, high) - std::max(begin, low), 0);
   }
-  for (auto i = static_cast<size_t>(s.column_ptr[list]); i < static_cast<size_t>(s.column_ptr[list + 1]); ++i) {
-    n += s.column[i] >= low && s.column[i] < high ? 1 : 0;
-  }
+  for (const int32_t slot : s.columns(list)) n += slot >= low && slot < high ? 1 : 0;
   return n;
 }
 

@@ -80,6 +80,9 @@ class DeviceLists {
 /// that follow diagonals. Entries ascend, and intervals and columns of one row are disjoint. Causal and window limits
 /// hold on top; parts beyond them, and beyond the last slot, are ignored. Slots are those of the kv head.
 ///
+/// Lists may share columns: where every query block sees as much of one ascending list as lies before it, that list is
+/// written once, and `column_end` says where each row of the lists ends in it.
+///
 /// Where `rows` names some rows, only these attend, and query blocks are blocks of them: block b covers
 /// rows[b * block_q, (b + 1) * block_q). All other rows get o = 0. The caller of Ops::attend gathers them (the engine's
 /// attend_layer): an attention call's rows are those of the lists, one by one, and kernels do not look at `rows`.
@@ -89,6 +92,9 @@ struct Selection {
   int32_t n_head = 0;     // query heads with lists of their own: all of them, or 1 where all share them; see `group`
   int32_t n_block_q = 0;  // query blocks; block b covers rows [b * block_q, (b + 1) * block_q) of those that attend
   std::vector<int32_t> block_ptr, block_begin, column_ptr, column;  // ptr: [n_head * n_block_q + 1]
+  // [n_head * n_block_q] in place of column_ptr[r + 1], which then says no more than where the next row begins; empty
+  // where rows follow one another.
+  std::vector<int32_t> column_end{};
   int32_t group = 1;  // neighbouring query heads of one kv head that share lists: the n_head-th part of all heads
   // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
   std::shared_ptr<const DeviceLists> on_device{};
@@ -98,6 +104,16 @@ struct Selection {
   std::optional<double> estimated_mass{};
 
   bool everything() const { return n_block_q == 0; }
+  /// The key blocks and the single slots of row `list` of the lists; see `list`. Not of lists that a device keeps.
+  std::span<const int32_t> blocks(int64_t list) const {
+    const int32_t* ptr = block_ptr.data() + list;
+    return {block_begin.data() + ptr[0], block_begin.data() + ptr[1]};
+  }
+  std::span<const int32_t> columns(int64_t list) const {
+    const int32_t end =
+        column_end.empty() ? column_ptr[static_cast<size_t>(list + 1)] : column_end[static_cast<size_t>(list)];
+    return {column.data() + column_ptr[static_cast<size_t>(list)], column.data() + end};
+  }
   int64_t list(int32_t head, int32_t block) const {
     return static_cast<int64_t>(n_head == 1 ? 0 : head / group) * n_block_q + block;
   }

@@ -39,15 +39,9 @@ int64_t selected_pairs(const Selection& selection, int32_t head, std::span<const
     if (first >= seen.size()) break;
     const auto rows =
         seen.subspan(first, std::min<size_t>(static_cast<size_t>(selection.block_q), seen.size() - first));
-    const auto list = static_cast<size_t>(selection.list(head, block));
-    for (int32_t i = selection.block_ptr[list]; i < selection.block_ptr[list + 1]; ++i) {
-      const int32_t begin = selection.block_begin[static_cast<size_t>(i)];
-      pairs += pairs_with(rows, begin, begin + selection.block_k);
-    }
-    for (int32_t i = selection.column_ptr[list]; i < selection.column_ptr[list + 1]; ++i) {
-      const int32_t slot = selection.column[static_cast<size_t>(i)];
-      pairs += pairs_with(rows, slot, slot + 1);
-    }
+    const int64_t list = selection.list(head, block);
+    for (const int32_t begin : selection.blocks(list)) pairs += pairs_with(rows, begin, begin + selection.block_k);
+    for (const int32_t slot : selection.columns(list)) pairs += pairs_with(rows, slot, slot + 1);
   }
   return pairs;
 }

@@ -43,33 +43,6 @@ Selection pattern_lists(const Site& site, int32_t block, const Write& write) {
   return join_lists(lists, block, block);
 }
 
-/// Ascending slots: as blocks where `block` of them follow one another, the others as columns.
-inline void push_slots(std::span<const int32_t> slots, int32_t block, HeadLists& lists) {
-  for (size_t i = 0; i < slots.size();) {
-    const size_t last = i + static_cast<size_t>(block) - 1;
-    if (last < slots.size() && slots[last] == slots[i] + block - 1) {
-      lists.block_begin.push_back(slots[i]);
-      i = last + 1;
-    } else {
-      lists.column.push_back(slots[i++]);
-    }
-  }
-}
-
-/// The lists of one head whose blocks of kRows rows see all slots from near(first row of the block) on, in blocks of
-/// kSlots, and of the ascending slots `set` those before.
-template <int32_t kRows, int32_t kSlots, typename Near>
-void push_set_and_near(const Site& site, const KvHead& kv, std::span<const int32_t> set, const Near& near,
-                       HeadLists& lists) {
-  for (int64_t row = 0; row < site.q.n_rows; row += kRows) {
-    const int32_t begin = near(row), end = slot_of_row(site, kv, std::min(row + kRows, site.q.n_rows) - 1) + 1;
-    const auto n_before = std::lower_bound(set.begin(), set.end(), begin) - set.begin();
-    push_slots(set.first(static_cast<size_t>(n_before)), kSlots, lists);
-    for (int32_t slot = begin; slot < end; slot += kSlots) lists.block_begin.push_back(slot);
-    lists.end_block();
-  }
-}
-
 /// Adds the mass of one head to `sum`, of as many first slots as this has.
 inline void add_mass(std::span<const float> mass, std::span<float> sum) {
   for (size_t slot = 0; slot < sum.size(); ++slot) sum[slot] += mass[slot];

@@ -12,15 +12,12 @@ namespace {
 // Mass of one row's probabilities [n_slots] that lies in list `list`.
 double selected_mass(const Selection& selection, int64_t list, std::span<const float> probabilities) {
   const auto n_slots = static_cast<int32_t>(probabilities.size());
-  const auto at = static_cast<size_t>(list);
   double mass = 0;
-  for (int32_t i = selection.block_ptr[at]; i < selection.block_ptr[at + 1]; ++i) {
-    const int32_t begin = std::min(selection.block_begin[static_cast<size_t>(i)], n_slots);
-    const int32_t end = std::min(begin + selection.block_k, n_slots);
+  for (const int32_t first : selection.blocks(list)) {
+    const int32_t begin = std::min(first, n_slots), end = std::min(begin + selection.block_k, n_slots);
     for (int32_t slot = begin; slot < end; ++slot) mass += probabilities[static_cast<size_t>(slot)];
   }
-  for (int32_t i = selection.column_ptr[at]; i < selection.column_ptr[at + 1]; ++i) {
-    const int32_t slot = selection.column[static_cast<size_t>(i)];
+  for (const int32_t slot : selection.columns(list)) {
     if (slot < n_slots) mass += probabilities[static_cast<size_t>(slot)];
   }
   return mass;

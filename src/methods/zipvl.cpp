@@ -24,61 +24,23 @@
 // - The cache drops unimportant rows (the paper's second version; the first stores them in fewer bits). A layer whose
 //   prompt the selector did not see (short prompts) is judged by the last 128 rows alone.
 // - In decode every `interval` new rows are judged by the newest row's attention to them; tau counts within these.
-#include <cmath>
 #include <map>
 #include <numeric>
 #include <optional>
 
+#include "attention/important.h"
+#include "attention/sets.h"
 #include "base/error.h"
 #include "methods/lists.h"
 
 namespace winnow {
 namespace {
 
-constexpr int32_t kBlock = 64;  // slots of a key block
-constexpr int32_t kRows = 128;  // of a query block
-
 struct Settings {
   double tau;
   int32_t probes, interval, protect;
   bool all_rows, cache;
 };
-
-// What probe rows spend on each slot in sum, and how many of them see it.
-struct Mass {
-  std::vector<float> sum;     // [n_slots]
-  std::vector<int32_t> seen;  // [n_slots]
-  double total = 0;           // the sum of all, one for each row
-};
-
-// The least number of scores whose sum is at least `mass`.
-int64_t count_to_reach(std::span<const float> scores, double mass) {
-  std::vector<float> sorted(scores.begin(), scores.end());
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  double sum = 0;
-  int64_t n = 0;
-  while (n < std::ssize(sorted) && sum < mass) sum += double{sorted[static_cast<size_t>(n++)]};
-  return n;
-}
-
-// The important slots, ascending: as many as hold tau of the mass, those first that the rows which see them value most.
-std::vector<int32_t> important(const Mass& mass, const Settings& settings) {
-  // Sums of rounded numbers: what is within rounding of tau has reached it.
-  const int64_t n = count_to_reach(mass.sum, settings.tau * mass.total * (1 - 1e-6));
-  std::vector<float> average(mass.sum.size());
-  for (size_t i = 0; i < average.size(); ++i) {
-    average[i] = mass.seen[i] > 0 ? mass.sum[i] / static_cast<float>(mass.seen[i]) : 0;
-  }
-  std::vector<int32_t> kept = top_k(average, n);
-  const auto n_protected = std::min<int64_t>(settings.protect, std::ssize(average));
-  kept.erase(kept.begin(), std::lower_bound(kept.begin(), kept.end(), static_cast<int32_t>(n_protected)));
-  std::vector<int32_t> all(static_cast<size_t>(n_protected));
-  std::iota(all.begin(), all.end(), 0);
-  all.insert(all.end(), kept.begin(), kept.end());
-  const auto last = static_cast<int32_t>(average.size()) - 1;
-  if (all.empty() || all.back() != last) all.push_back(last);
-  return all;
-}
 
 // The last rows, and as many at even distances before them. Few rows are all probes.
 class Probes {
@@ -99,50 +61,28 @@ class Probes {
   std::vector<ProbeArgs> views_;
 };
 
-// One set for all kv heads where these hold the same slots, else one for each; and the share of the probes' mass that
-// lies in them. -> [1 or n_kv_head]
-std::vector<std::vector<int32_t>> important_sets(const Site& site, const Settings& settings, MassEstimate& kept) {
-  const std::span<const KvHead> kv = site.kv.heads;
+// One set for all kv heads where these hold the same slots, else one for each.
+Selection choose(const Site& site, const Settings& settings) {
   const Probes probes(site, settings.probes);
-  std::vector<std::vector<float>> sums, more;  // [n_head] of [n_slots]
-  site.ops.window_mass(probes.views().front(), sums);
-  for (const ProbeArgs& probe : probes.views().subspan(1)) {
-    site.ops.window_mass(probe, more);
-    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      add_mass(more[static_cast<size_t>(head)], sums[static_cast<size_t>(head)]);
-    });
-  }
-  std::vector<std::vector<int32_t>> sets(alike(kv) ? 1 : kv.size());
-  const size_t n_together = sums.size() / sets.size();
-  for (size_t set = 0; set < sets.size(); ++set) {
-    const KvHead& head = kv[set];
-    Mass mass{.sum = std::vector<float>(static_cast<size_t>(head.n_slots)),
-              .seen = std::vector<int32_t>(static_cast<size_t>(head.n_slots))};
-    for (size_t h = set * n_together; h < (set + 1) * n_together; ++h) {
-      for (size_t slot = 0; slot < mass.sum.size(); ++slot) {
-        mass.sum[slot] += sums[h][slot] / static_cast<float>(n_together);
-      }
-    }
-    for (const ProbeArgs& probe : probes.views()) {
-      for (int64_t row = 0; row < probe.q.n_rows; ++row)
-        ++mass.seen[static_cast<size_t>(visible_slots(head, probe.limit[row]) - 1)];
-      mass.total += static_cast<double>(probe.q.n_rows);
-    }
-    // Rows that see a slot see those before it.
-    for (size_t slot = mass.seen.size() - 1; slot-- > 0;) mass.seen[slot] += mass.seen[slot + 1];
-    sets[set] = important(mass, settings);
-    double in_set = 0;
-    for (const int32_t slot : sets[set]) in_set += double{mass.sum[static_cast<size_t>(slot)]};
-    kept.add(in_set / mass.total);
-  }
-  return sets;
+  return site.ops.choose_important(
+      {.probes = probes.views(), .share = settings.tau, .first = settings.protect, .together = alike(site.kv.heads)});
+}
+
+std::vector<int32_t> n_slots_of(std::span<const KvHead> kv) {
+  std::vector<int32_t> n;
+  for (const KvHead& head : kv) n.push_back(head.n_slots);
+  return n;
 }
 
 // What selector and compressor of one sequence share, by layer.
 struct State {
+  struct Prompt {
+    Selection sets;
+    std::vector<int32_t> n_slots;  // [n_head_kv] of which these were chosen
+  };
   Settings settings;
-  std::map<int32_t, std::vector<std::vector<int32_t>>> sets;  // of the prompt that is being read
-  std::map<int32_t, int32_t> n_new;                           // rows decoded since the last judgement
+  std::map<int32_t, Prompt> prompts;  // that are being read
+  std::map<int32_t, int32_t> n_new;   // rows decoded since the last judgement
 };
 
 class Important final : public Selector {
@@ -151,45 +91,40 @@ class Important final : public Selector {
 
   Selection select(const Site& site) override {
     if (site.q.n_rows <= 1 || state_->settings.tau >= 1) return {};
-    std::vector<std::vector<int32_t>>& sets = state_->sets[site.layer];
-    MassEstimate kept;
-    sets = important_sets(site, state_->settings, kept);
-    if (all_important(site, sets)) return {};
-    std::vector<int32_t> rows;
-    if (!state_->settings.all_rows) rows = attending(site, sets);
-    std::vector<HeadLists> lists(sets.size() == 1 ? 1 : static_cast<size_t>(site.q.n_head));
-    for (size_t head = 0; head < lists.size(); ++head) {
-      const KvHead& kv = kv_head_of(site, static_cast<int32_t>(head));
-      const std::vector<int32_t>& set = sets[head * sets.size() / lists.size()];
-      if (state_->settings.all_rows) {
-        const auto own = [&](int64_t row) { return slot_of_row(site, kv, row); };
-        push_set_and_near<kRows, kBlock>(site, kv, set, own, lists[head]);
-      } else {
-        push_set_and_rows(site, kv, set, rows, lists[head]);
-      }
-    }
-    lists.front().kept = kept;
-    Selection selection = join_lists(lists, kRows, kBlock);
+    const Settings& settings = state_->settings;
+    const Selection sets = choose(site, settings);
+    if (settings.cache) state_->prompts[site.layer] = {sets, n_slots_of(site.kv.heads)};
+    if (sets.everything()) return {};
+    if (!settings.all_rows) return among_important(site, site.ops.on_host(sets));
+    return site.ops.select_sets({.kv = site.kv, .limit = site.limit, .n_head = site.q.n_head, .sets = &sets});
+  }
+
+ private:
+  // Important rows alone, of which the host makes a list anyway.
+  static Selection among_important(const Site& site, const Selection& sets) {
+    std::vector<int32_t> rows = attending(site, sets);
+    std::vector<HeadLists> lists(static_cast<size_t>(sets.n_head));
+    site.ops.for_each(sets.n_head, [&](int64_t set, int) {
+      push_set_and_rows(site, site.kv.heads[static_cast<size_t>(set)], sets.columns(set), rows,
+                        lists[static_cast<size_t>(set)]);
+    });
+    Selection selection = join_lists(lists, kSetRows, kSetBlock);
+    selection.group = site.q.n_head / sets.n_head;
+    selection.estimated_mass = sets.estimated_mass;
     if (std::ssize(rows) < site.q.n_rows) selection.rows = std::move(rows);
     return selection;
   }
 
- private:
-  static bool all_important(const Site& site, std::span<const std::vector<int32_t>> sets) {
-    size_t i = 0;
-    return std::all_of(sets.begin(), sets.end(),
-                       [&](const auto& set) { return std::ssize(set) == site.kv.heads[i++].n_slots; });
-  }
-
   // Ascending: rows that any kv head finds important, and those whose logits somebody reads.
-  static std::vector<int32_t> attending(const Site& site, std::span<const std::vector<int32_t>> sets) {
+  static std::vector<int32_t> attending(const Site& site, const Selection& sets) {
     std::vector<uint8_t> attends(static_cast<size_t>(site.q.n_rows));
-    for (size_t i = 0; i < sets.size(); ++i) {
-      auto next = sets[i].begin();
+    for (int32_t i = 0; i < sets.n_head; ++i) {
+      const std::span<const int32_t> set = sets.columns(i);
+      auto next = set.begin();
       for (int64_t row = 0; row < site.q.n_rows; ++row) {
-        const int32_t own = slot_of_row(site, site.kv.heads[i], row);
-        next = std::lower_bound(next, sets[i].end(), own);
-        if (next != sets[i].end() && *next == own) attends[static_cast<size_t>(row)] = 1;
+        const int32_t own = slot_of_row(site, site.kv.heads[static_cast<size_t>(i)], row);
+        next = std::lower_bound(next, set.end(), own);
+        if (next != set.end() && *next == own) attends[static_cast<size_t>(row)] = 1;
       }
     }
     std::fill(attends.end() - std::min(site.n_wanted, site.q.n_rows), attends.end(), uint8_t{1});
@@ -203,18 +138,25 @@ class Important final : public Selector {
   // Blocks of `rows` see the set's slots before them, and each other.
   static void push_set_and_rows(const Site& site, const KvHead& kv, std::span<const int32_t> set,
                                 std::span<const int32_t> rows, HeadLists& lists) {
+    const SharedSet shared(set, kSetBlock, lists);
     std::vector<int32_t> own, slots;
-    for (size_t begin = 0; begin < rows.size(); begin += kRows) {
+    for (size_t begin = 0; begin < rows.size(); begin += kSetRows) {
       own.clear();
-      for (const int32_t row : rows.subspan(begin, std::min<size_t>(kRows, rows.size() - begin))) {
+      for (const int32_t row : rows.subspan(begin, std::min<size_t>(kSetRows, rows.size() - begin))) {
         own.push_back(slot_of_row(site, kv, row));
       }
       const auto first = std::lower_bound(set.begin(), set.end(), own.front());
       const auto last = std::upper_bound(first, set.end(), own.back());
+      if (std::includes(first, last, own.begin(), own.end())) {  // rows do not see what lies behind them
+        shared.push_blocks(own.back() + 1);
+        shared.end_block(own.back() + 1);
+        continue;
+      }
       slots.assign(set.begin(), first);
       std::set_union(first, last, own.begin(), own.end(), std::back_inserter(slots));
-      push_slots(slots, kBlock, lists);
-      lists.end_block();
+      const auto n_before = static_cast<int32_t>(lists.column.size());
+      push_slots(slots, kSetBlock, lists);
+      lists.end_block(n_before, static_cast<int32_t>(lists.column.size()));
     }
   }
 
@@ -233,23 +175,18 @@ class ImportantCache final : public Compressor {
  private:
   KvEdit after_prompt(const Site& site) {
     state_->n_new[site.layer] = 0;
-    std::vector<std::vector<int32_t>> sets = std::move(state_->sets[site.layer]);
-    state_->sets.erase(site.layer);
     const std::span<const KvHead> kv = site.kv.heads;
-    const bool fits = !sets.empty() && (sets.size() == kv.size() || alike(kv)) && [&] {
-      for (size_t i = 0; i < kv.size(); ++i) {
-        if (sets[i % sets.size()].back() != kv[i].n_slots - 1) return false;  // another prompt's
-      }
-      return true;
-    }();
-    MassEstimate not_wanted;
-    if (!fits) sets = important_sets(site, state_->settings, not_wanted);
+    const auto known = state_->prompts.extract(site.layer);
+    const bool fits = !known.empty() && known.mapped().n_slots == n_slots_of(kv) &&
+                      (known.mapped().sets.n_head != 1 || alike(kv));  // and not another prompt's
+    const Selection sets = site.ops.on_host(fits ? known.mapped().sets : choose(site, state_->settings));
     KvEdit edit;
     for (size_t i = 0; i < kv.size(); ++i) {
-      const std::vector<int32_t>& set = sets[i % sets.size()];
       KvEdit::Head& head = edit.head.emplace_back();
+      if (sets.everything()) continue;
+      const std::span<const int32_t> set = sets.columns(sets.n_head == 1 ? 0 : static_cast<int64_t>(i));
       head.all = std::ssize(set) == kv[i].n_slots;
-      if (!head.all) head.keep = set;
+      if (!head.all) head.keep.assign(set.begin(), set.end());
     }
     return edit;
   }
@@ -262,7 +199,7 @@ class ImportantCache final : public Compressor {
     const int32_t group = site.q.n_head / static_cast<int32_t>(kv.size()), interval = state_->settings.interval;
     const bool together = alike(kv);
     KvEdit edit;
-    Mass mass;
+    SlotMass mass;
     std::vector<std::vector<float>> of_heads;
     site.ops.window_mass(last_rows(site, 1), of_heads);
     std::vector<float> sum;
@@ -280,9 +217,10 @@ class ImportantCache final : public Compressor {
       mass.seen.assign(mass.sum.size(), 1);
       mass.total = std::accumulate(mass.sum.begin(), mass.sum.end(), 0.0);
       for (int32_t slot = 0; slot < first; ++slot) head.keep.push_back(slot);
-      Settings settings = state_->settings;
-      settings.protect = std::clamp(settings.protect - first, 0, interval);
-      for (const int32_t slot : important(mass, settings)) head.keep.push_back(first + slot);
+      const int32_t n_protected = std::clamp(state_->settings.protect - first, 0, interval);
+      for (const int32_t slot : important_slots(mass, state_->settings.tau, n_protected)) {
+        head.keep.push_back(first + slot);
+      }
       head.all = std::ssize(head.keep) == n_slots;
     }
     return edit;
@@ -310,7 +248,7 @@ Method make(const Params& params, const MethodShape&) {
                                                                 .protect = params.whole("protect"),
                                                                 .all_rows = params.flag("all_rows"),
                                                                 .cache = params.flag("cache")},
-                                                   .sets = {},
+                                                   .prompts = {},
                                                    .n_new = {}});
   Method method;
   method.selector = std::make_unique<Important>(state);

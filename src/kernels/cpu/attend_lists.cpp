@@ -30,12 +30,8 @@ KeyLists lists_of(const AttnArgs& args, int32_t head, int64_t row, int32_t n_slo
   static constexpr int32_t kFirst[1] = {0};
   if (args.selection == nullptr || args.selection->everything()) return {{}, kFirst, n_slots};
   const Selection& s = *args.selection;
-  const auto list = static_cast<size_t>(s.list(head, static_cast<int32_t>((args.first_row + row) / s.block_q)));
-  const auto part = [list](const std::vector<int32_t>& ptr, const std::vector<int32_t>& all) {
-    const auto begin = static_cast<size_t>(ptr[list]);
-    return std::span(all).subspan(begin, static_cast<size_t>(ptr[list + 1]) - begin);
-  };
-  return {part(s.column_ptr, s.column), part(s.block_ptr, s.block_begin), s.block_k};
+  const int64_t list = s.list(head, static_cast<int32_t>((args.first_row + row) / s.block_q));
+  return {s.columns(list), s.blocks(list), s.block_k};
 }
 
 bool same_lists(const KeyLists& a, const KeyLists& b) {

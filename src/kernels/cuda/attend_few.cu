@@ -40,23 +40,31 @@ __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles
   work.run(share.begin(part - share.first), share.begin(part - share.first + 1), part);
 }
 
-/// Whether lists a and b of one kind are equal, as far as this thread looks.
-__device__ bool same_entries(const int32_t* ptr, const int32_t* all, int64_t a, int64_t b) {
-  const int32_t n = ptr[a + 1] - ptr[a];
-  bool same = n == ptr[b + 1] - ptr[b];
-  for (int32_t i = threadIdx.x; same && i < n; i += blockDim.x) same = all[ptr[a] + i] == all[ptr[b] + i];
-  return same;
-}
+/// Lists of one kind: of blocks or of columns.
+struct KindOfLists {
+  const int32_t* begin;
+  const int32_t* end;
+  const int32_t* all;
+  __device__ int32_t n(int64_t list) const { return end[list] - begin[list]; }
+  /// Whether lists a and b are equal, as far as this thread looks.
+  __device__ bool same(int64_t a, int64_t b) const {
+    bool same = n(a) == n(b);
+    for (int32_t i = threadIdx.x; same && i < n(a); i += blockDim.x) same = all[begin[a] + i] == all[begin[b] + i];
+    return same;
+  }
+};
 
 /// Fills `facts` of the query heads of kv head blockIdx.x.
 __global__ void examine_lists(const __grid_constant__ FewJob job) {
   take_turn();
   const Lists& lists = job.lists;
+  const KindOfLists blocks = {lists.block_ptr, lists.block_ptr + 1, lists.block_begin};
+  const KindOfLists columns = {lists.column_ptr, lists.column_end, lists.column};
   const int32_t first = static_cast<int32_t>(blockIdx.x) * job.group;
   bool same = true;
-  for (int32_t head = first + 1; head < first + job.group; ++head) {
-    same = same && same_entries(lists.block_ptr, lists.block_begin, list_of(job, first), list_of(job, head)) &&
-           same_entries(lists.column_ptr, lists.column, list_of(job, first), list_of(job, head));
+  for (int32_t head = first + 1; lists.n_head > 1 && head < first + job.group; ++head) {
+    same = same && blocks.same(list_of(job, first), list_of(job, head)) &&
+           columns.same(list_of(job, first), list_of(job, head));
   }
   same = __syncthreads_and(same ? 1 : 0) != 0;
   for (int32_t i = threadIdx.x; i < job.group; i += blockDim.x) {

@@ -46,7 +46,7 @@ class Walk {
     const Lists& lists = job.lists;
     const int64_t list = lists.list(head, static_cast<int32_t>((job.call.first_row + first_row) / lists.block_q));
     column_ = lists.column + lists.column_ptr[list];
-    n_columns_ = lists.column_ptr[list + 1] - lists.column_ptr[list];
+    n_columns_ = lists.column_end[list] - lists.column_ptr[list];
     block_begin_ = lists.block_begin + lists.block_ptr[list];
     pieces_ = lists.block_k / kTile;
     n_pieces_ = (lists.block_ptr[list + 1] - lists.block_ptr[list]) * pieces_;

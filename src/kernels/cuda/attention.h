@@ -31,6 +31,7 @@ struct Lists {
   const int32_t* block_ptr = nullptr;
   const int32_t* block_begin = nullptr;
   const int32_t* column_ptr = nullptr;
+  const int32_t* column_end = nullptr;  // [n_head * n_block_q]: column_ptr + 1 where lists follow one another
   const int32_t* column = nullptr;
   int32_t group = 1;  // query heads that share a list
 

@@ -9,6 +9,7 @@
 
 #include "attention/lists.h"
 #include "attention/problem.h"
+#include "attention/sets.h"
 #include "kernels/cuda/gpu_fixture.h"
 #include "kernels/ref/attention.h"
 
@@ -304,6 +305,36 @@ TEST_P(CudaAttend, HeadsOfAGroupMayShareLists) {
   for (const Selection& selection : {by_group, device().on_device(by_group)}) {
     args.selection = &selection;
     expect_near(by_gpu(data, args, on_gpu), expected);
+  }
+}
+
+/// Lists may end anywhere in columns that they share, for many rows and for few.
+TEST_P(CudaAttend, ListsMayShareColumns) {
+  for (const char* text :
+       {"prefill rows=300 slots=500 heads=4 kv=2 dim=64", "prefill rows=3 slots=200 heads=4 kv=2 dim=64"}) {
+    SCOPED_TRACE(text);
+    const ProblemData data(parse_problem(text));
+    std::vector<int32_t> set;
+    for (int32_t slot = 0; slot < data.args().kv.heads[0].n_slots; ++slot) {
+      if (slot % 3 == 0 || (slot > 90 && slot < 190)) set.push_back(slot);
+    }
+    const std::vector<std::vector<int32_t>> sets = {set, {5, 17, 130, 180}};
+    const Selection joined = join_sets(data.args().kv, sets, std::vector<double>{1, 1});
+    const SetArgs set_args = {.kv = data.args().kv,
+                              .limit = {data.args().limit, static_cast<size_t>(data.args().q.n_rows)},
+                              .n_head = 4,
+                              .sets = &joined,
+                              .window = 20};
+    const Selection lists = device().Ops::select_sets(set_args);
+    ASSERT_FALSE(lists.column_end.empty());
+    ProblemOn on_gpu(device(), data);
+    AttnArgs args = data.args();
+    args.selection = &lists;
+    const Result expected = by_ref(args);
+    for (const Selection& selection : {lists, device().on_device(lists)}) {
+      args.selection = &selection;
+      expect_near(by_gpu(data, args, on_gpu), expected);
+    }
   }
 }
 

@@ -68,9 +68,10 @@ struct CudaDevice::Call {
 
 std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, Lists& lists) {
   const std::vector<int32_t>* const from[] = {&selection.block_ptr, &selection.block_begin, &selection.column_ptr,
-                                              &selection.column};
+                                              &selection.column, &selection.column_end};
   lists = shape_of(selection);
-  const int32_t** const to[] = {&lists.block_ptr, &lists.block_begin, &lists.column_ptr, &lists.column};
+  const int32_t** const to[] = {&lists.block_ptr, &lists.block_begin, &lists.column_ptr, &lists.column,
+                                &lists.column_end};
   constexpr size_t kUnit = 64;  // values: each list begins on a line of its own
   size_t total = 0;
   for (const auto* list : from) total += (list->size() / kUnit + 1) * kUnit;
@@ -81,6 +82,7 @@ std::shared_ptr<std::byte> CudaDevice::upload_lists(const Selection& selection, 
     *to[i] = at;
     at += (from[i]->size() / kUnit + 1) * kUnit;
   }
+  if (selection.column_end.empty()) lists.column_end = lists.column_ptr + 1;
   return memory;
 }
 
@@ -91,6 +93,7 @@ Lists CudaDevice::few_lists(const Selection& selection) {
   lists.block_begin = on_gpu(selection.block_begin);
   lists.column_ptr = on_gpu(selection.column_ptr);
   lists.column = on_gpu(selection.column);
+  lists.column_end = selection.column_end.empty() ? lists.column_ptr + 1 : on_gpu(selection.column_end);
   return lists;
 }
 

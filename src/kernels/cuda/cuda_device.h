@@ -79,6 +79,10 @@ class CudaDevice final : public Device {
   Selection select_outstanding(const OutstandingArgs& args) override;
   void proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) override;
   Selection select_cover(const CoverArgs& args) override;
+  Selection select_ranked(const RankedArgs& args) override;
+  Selection choose_core(const CoreArgs& args) override;
+  Selection choose_important(const ImportantArgs& args) override;
+  Selection select_sets(const SetArgs& args) override;
   Selection on_host(const Selection& selection) override;
   Selection on_device(const Selection& selection) override;
   void for_each(int64_t n_items, const std::function<void(int64_t item, int thread)>& work) override {
@@ -90,7 +94,9 @@ class CudaDevice final : public Device {
   struct Call;
   struct Cover;
   struct ChunkMeansOnGpu;
+  struct Sets;
   class Antidiagonals;
+  class Proxies;
   /// The stream, made before and destroyed after everything that uses it.
   struct Stream {
     Stream();
@@ -130,6 +136,8 @@ class CudaDevice final : public Device {
   };
   LineProbe line_probe(const ProbeArgs& args, const DeviceKv& tables, RowRange rows,
                        std::shared_ptr<std::byte>& visible);
+  /// window_mass into sums [n_head, max_slots], or added to what is there.
+  void spend(const ProbeArgs& args, const DeviceKv& tables, float* sums, bool adds);
   /// Rows a [n_a, depth] by rows b [n_b, depth], both contiguous bf16. `seen(i)`: how many of b the first i + 1 rows of
   /// a look at, at most. Panels hold a multiple of 128 rows, but for the last one.
   struct PanelArgs {
@@ -147,6 +155,12 @@ class CudaDevice final : public Device {
   NewLists new_lists(const Lists& shape);
   void make_room(NewLists& lists);
   void make_room(NewLists& lists, int64_t n_block, int64_t n_column);
+  /// The parts of that: blocks as many as were counted, columns as many as there are at most.
+  void make_blocks(NewLists& lists);
+  void make_columns(NewLists& lists, size_t n);
+  int32_t* room(NewLists& lists, size_t n_entries);
+  /// Lists that share columns. -> column_end [n_head * n_block_q], to be written
+  int32_t* share_columns(NewLists& lists);
   Selection lay(const ChosenLines& chosen, const LineRows& rows);
   std::shared_ptr<std::byte> upload_lists(const Selection& selection, Lists& lists);
   Lists few_lists(const Selection& selection);

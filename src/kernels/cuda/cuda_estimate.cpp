@@ -177,63 +177,134 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
   return lists_of_marks(call);
 }
 
+/// A call's tables, and what is gathered of one group.
+class CudaDevice::Proxies {
+ public:
+  Proxies(CudaDevice& device, const ProxyArgs& args, const DeviceKv& tables)
+      : device_(device),
+        args_(args),
+        kv_(device.staged(args.kv, tables)),
+        visible_(device.visible_rows(tables, args.limit, 0, nullptr, 1)),
+        n_rows_(ceil_div(args.q.n_rows, args.stride)),
+        n_slots_(ceil_div(tables.max_slots, args.stride)),
+        queries_(device.gpu_memory_.lend(bytes(n_rows_))),
+        keys_(device.gpu_memory_.lend(bytes(n_slots_))) {}
+
+  int32_t n_kv() const { return kv_.n_head_kv / args_.n_group; }
+  int32_t n_block(int32_t group) const {
+    return ceil_div(visible_slots(first(group), args_.limit.back()), args_.block);
+  }
+  BlockRows block_rows(int32_t group, int32_t n_block) const {
+    return {.visible = reinterpret_cast<const int2*>(visible_.get()) + int64_t{group} * n_kv() * args_.q.n_rows,
+            .n_rows = args_.q.n_rows,
+            .stride = args_.stride,
+            .block = args_.block,
+            .n_block = n_block,
+            .scale = args_.scale,
+            .stream = device_.stream_.stream};
+  }
+
+  /// -> scores [n_block_q, n_block] in GPU memory
+  void run(int32_t group, const BlockRows& rows, float* scores) {
+    const int32_t n_q = args_.q.n_head / args_.n_group;
+    gather({.data = advance(args_.q.data, int64_t{group} * n_q * args_.q.head_dim, args_.q.type),
+            .type = args_.q.type,
+            .head_stride = args_.q.head_dim,
+            .row_stride = args_.q.stride,
+            .n_rows = args_.q.n_rows,
+            .n_head = n_q,
+            .head_dim = args_.q.head_dim,
+            .stride = args_.stride,
+            .only_first = true,
+            .n_out = n_rows_,
+            .out = reinterpret_cast<__nv_bfloat16*>(queries_.get()),
+            .stream = rows.stream});
+    gather({.data = kv_.k + int64_t{group} * n_kv() * kv_.capacity * kv_.dim,
+            .head_stride = kv_.capacity * kv_.dim,
+            .row_stride = kv_.dim,
+            .n_rows = first(group).n_slots,
+            .n_head = n_kv(),
+            .head_dim = args_.q.head_dim,
+            .stride = args_.stride,
+            .only_first = true,
+            .n_out = n_slots_,
+            .out = reinterpret_cast<__nv_bfloat16*>(keys_.get()),
+            .stream = rows.stream});
+    const auto seen = [&](int64_t sample) {
+      return ceil_div(visible_slots(first(group), args_.limit[static_cast<size_t>(sample * args_.stride)]),
+                      args_.stride);
+    };
+    device_.in_panels({.a = reinterpret_cast<const __nv_bfloat16*>(queries_.get()),
+                       .b = reinterpret_cast<const __nv_bfloat16*>(keys_.get()),
+                       .n_a = n_rows_,
+                       .n_b = n_slots_,
+                       .depth = args_.q.head_dim},
+                      seen, [&](const Panel& panel) { proxy_maxima(rows, panel, scores); });
+  }
+
+ private:
+  const KvHead& first(int32_t group) const { return args_.kv.heads[static_cast<size_t>(group * n_kv())]; }
+  size_t bytes(int64_t n) const { return static_cast<size_t>(n * args_.q.head_dim) * sizeof(__nv_bfloat16); }
+
+  CudaDevice& device_;
+  const ProxyArgs& args_;
+  StagedKv kv_;
+  std::shared_ptr<std::byte> visible_;
+  int64_t n_rows_, n_slots_;  // that take part
+  std::shared_ptr<std::byte> queries_, keys_;
+};
+
 void CudaDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) {
   const auto lock = begin();
-  const auto n_head_kv = static_cast<int32_t>(args.kv.heads.size());
-  const int32_t n_kv = n_head_kv / args.n_group, n_q = args.q.n_head / args.n_group;
-  const DeviceKv tables = kv_tables_.of(args.kv);
-  const StagedKv kv = staged(args.kv, tables);
-  const auto visible = visible_rows(tables, args.limit, 0, nullptr, 1);
-  const int64_t n_rows = ceil_div(args.q.n_rows, args.stride), n_slots = ceil_div(tables.max_slots, args.stride);
-  const auto values = [&](int64_t n) { return static_cast<size_t>(n * args.q.head_dim) * sizeof(__nv_bfloat16); };
-  const auto queries = gpu_memory_.lend(values(n_rows)), keys = gpu_memory_.lend(values(n_slots));
+  Proxies proxies(*this, args, kv_tables_.of(args.kv));
   scores.resize(static_cast<size_t>(args.n_group));
   for (int32_t group = 0; group < args.n_group; ++group) {
-    const KvHead& head = args.kv.heads[static_cast<size_t>(group * n_kv)];
-    gather({.data = advance(args.q.data, int64_t{group} * n_q * args.q.head_dim, args.q.type),
-            .type = args.q.type,
-            .head_stride = args.q.head_dim,
-            .row_stride = args.q.stride,
-            .n_rows = args.q.n_rows,
-            .n_head = n_q,
-            .head_dim = args.q.head_dim,
-            .stride = args.stride,
-            .only_first = true,
-            .n_out = n_rows,
-            .out = reinterpret_cast<__nv_bfloat16*>(queries.get()),
-            .stream = stream_.stream});
-    gather({.data = kv.k + group * n_kv * kv.capacity * kv.dim,
-            .head_stride = kv.capacity * kv.dim,
-            .row_stride = kv.dim,
-            .n_rows = head.n_slots,
-            .n_head = n_kv,
-            .head_dim = args.q.head_dim,
-            .stride = args.stride,
-            .only_first = true,
-            .n_out = n_slots,
-            .out = reinterpret_cast<__nv_bfloat16*>(keys.get()),
-            .stream = stream_.stream});
-    const auto seen = [&](int64_t sample) {
-      return ceil_div(visible_slots(head, args.limit[static_cast<size_t>(sample * args.stride)]), args.stride);
-    };
-    const BlockRows rows{.visible = reinterpret_cast<const int2*>(visible.get()) + group * n_kv * args.q.n_rows,
-                         .n_rows = args.q.n_rows,
-                         .stride = args.stride,
-                         .block = args.block,
-                         .n_block = ceil_div(visible_slots(head, args.limit.back()), args.block),
-                         .scale = args.scale,
-                         .stream = stream_.stream};
-    std::vector<float>& of_group = scores[static_cast<size_t>(group)];
-    of_group.resize(static_cast<size_t>(ceil_div(args.q.n_rows, args.block)) * static_cast<size_t>(rows.n_block));
-    const auto made = gpu_memory_.lend(of_group.size() * sizeof(float));
-    in_panels({.a = reinterpret_cast<const __nv_bfloat16*>(queries.get()),
-               .b = reinterpret_cast<const __nv_bfloat16*>(keys.get()),
-               .n_a = n_rows,
-               .n_b = n_slots,
-               .depth = args.q.head_dim},
-              seen, [&](const Panel& panel) { proxy_maxima(rows, panel, reinterpret_cast<float*>(made.get())); });
-    transfers_.download(of_group.data(), made.get(), of_group.size() * sizeof(float));
+    const BlockRows rows = proxies.block_rows(group, proxies.n_block(group));
+    std::vector<float>& to = scores[static_cast<size_t>(group)];
+    to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
+    const auto made = gpu_memory_.lend(to.size() * sizeof(float));
+    proxies.run(group, rows, reinterpret_cast<float*>(made.get()));
+    transfers_.download(to.data(), made.get(), to.size() * sizeof(float));
   }
+}
+
+Selection CudaDevice::select_ranked(const RankedArgs& args) {
+  const auto lock = begin();
+  const DeviceKv tables = kv_tables_.of(args.scores.kv);
+  Proxies proxies(*this, args.scores, tables);
+  CoverCall call{.n_head = args.scores.q.n_head,
+                 .block = args.scores.block,
+                 .n_block_q = ceil_div(args.scores.q.n_rows, args.scores.block),
+                 .n_block = ceil_div(tables.max_slots, args.scores.block),
+                 .stream = stream_.stream};
+  const auto n_head = static_cast<size_t>(call.n_head), n_block_q = static_cast<size_t>(call.n_block_q);
+  const auto n_block = static_cast<size_t>(call.n_block), n_words = static_cast<size_t>(call.mark_words());
+  const auto n_group_head = n_head / static_cast<size_t>(args.scores.n_group);
+  const auto marks = gpu_memory_.lend(n_head * n_block_q * n_words * sizeof(uint32_t));
+  const auto mass = gpu_memory_.lend(n_head * static_cast<size_t>(tables.max_slots) * sizeof(float));
+  const auto by_block = gpu_memory_.lend(n_group_head * n_block * sizeof(float));
+  const auto budget = gpu_memory_.lend(n_group_head * sizeof(int32_t));
+  const auto scores = gpu_memory_.lend(n_block_q * n_block * sizeof(float));
+  call.marks = reinterpret_cast<uint32_t*>(marks.get());
+  spend(args.probe, tables, reinterpret_cast<float*>(mass.get()), false);
+  for (int32_t group = 0; group < args.scores.n_group; ++group) {
+    const size_t first = static_cast<size_t>(group) * n_group_head;
+    const RankedMarks ranked{
+        .rows = proxies.block_rows(group, call.n_block),
+        .n_head = static_cast<int32_t>(n_group_head),
+        .max_slots = tables.max_slots,
+        .share = args.share,
+        .least = args.least,
+        .same_all = args.same_all,
+        .scores = reinterpret_cast<const float*>(scores.get()),
+        .mass = reinterpret_cast<const float*>(mass.get()) + first * static_cast<size_t>(tables.max_slots),
+        .by_block = reinterpret_cast<float*>(by_block.get()),
+        .budget = reinterpret_cast<int32_t*>(budget.get()),
+        .marks = call.marks + first * n_block_q * n_words};
+    proxies.run(group, ranked.rows, reinterpret_cast<float*>(scores.get()));
+    mark_ranked(ranked);
+  }
+  return lists_of_marks(call);
 }
 
 Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {

@@ -29,18 +29,22 @@ LineProbe CudaDevice::line_probe(const ProbeArgs& args, const DeviceKv& tables, 
           .stream = stream_.stream};
 }
 
+void CudaDevice::spend(const ProbeArgs& args, const DeviceKv& tables, float* sums, bool adds) {
+  for (int64_t first = 0; first < args.q.n_rows; first += kMaxProbeRows) {
+    std::shared_ptr<std::byte> visible;
+    const int64_t n = std::min<int64_t>(kMaxProbeRows, args.q.n_rows - first);
+    const LineProbe probe = line_probe(args, tables, {first, n}, visible);
+    const auto work = gpu_memory_.lend(line_work_bytes(probe));
+    line_mass(probe, {.vertical = sums, .slash = nullptr, .adds = adds || first > 0}, work.get());
+  }
+}
+
 void CudaDevice::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) {
   const auto lock = begin();
   const DeviceKv tables = kv_tables_.of(args.kv);
   const auto n_head = static_cast<size_t>(args.q.n_head), width = static_cast<size_t>(tables.max_slots);
   const auto sums = gpu_memory_.lend(n_head * width * sizeof(float));
-  for (int64_t first = 0; first < args.q.n_rows && width > 0; first += kMaxProbeRows) {
-    std::shared_ptr<std::byte> visible;
-    const int64_t n = std::min<int64_t>(kMaxProbeRows, args.q.n_rows - first);
-    const LineProbe probe = line_probe(args, tables, {first, n}, visible);
-    const auto work = gpu_memory_.lend(line_work_bytes(probe));
-    line_mass(probe, {.vertical = as<float>(sums), .slash = nullptr, .adds = first > 0}, work.get());
-  }
+  if (width > 0) spend(args, tables, as<float>(sums), false);
   mass.resize(n_head);
   const size_t group = n_head / args.kv.heads.size();
   pool_.parallel_for(args.q.n_head, [&](int64_t head, int /*thread*/) {  // while the GPU is at it

@@ -13,25 +13,42 @@ NewLists CudaDevice::new_lists(const Lists& shape) {
   }
   lists.made->lists.block_ptr = lists.block_ptr;
   lists.made->lists.column_ptr = lists.column_ptr;
+  lists.made->lists.column_end = lists.column_ptr + 1;
   return lists;
 }
 
+int32_t* CudaDevice::room(NewLists& lists, size_t n_entries) {
+  auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend((n_entries + 1) * sizeof(int32_t)));
+  return reinterpret_cast<int32_t*>(memory.get());
+}
+
+int32_t* CudaDevice::share_columns(NewLists& lists) {
+  int32_t* end = room(lists, static_cast<size_t>(lists.n_list()));
+  lists.made->lists.column_end = end;
+  return end;
+}
+
+void CudaDevice::make_columns(NewLists& lists, size_t n) {
+  lists.made->n_column = n;
+  lists.made->lists.column = lists.column = room(lists, n);
+}
+
+void CudaDevice::make_blocks(NewLists& lists) {
+  int32_t n = 0;
+  transfers_.download(&n, lists.block_ptr + lists.n_list(), sizeof(n));
+  lists.made->lists.block_begin = lists.block_begin = room(lists, static_cast<size_t>(n));
+}
+
 void CudaDevice::make_room(NewLists& lists) {
-  const auto n_entries = [&](const int32_t* ptr) {
-    int32_t n = 0;
-    transfers_.download(&n, ptr + lists.n_list(), sizeof(n));
-    return n;
-  };
-  make_room(lists, n_entries(lists.block_ptr), n_entries(lists.column_ptr));
+  make_blocks(lists);
+  int32_t n = 0;
+  transfers_.download(&n, lists.column_ptr + lists.n_list(), sizeof(n));
+  make_columns(lists, static_cast<size_t>(n));
 }
 
 void CudaDevice::make_room(NewLists& lists, int64_t n_block, int64_t n_column) {
-  const auto entries = [&](int64_t n) {
-    auto& memory = lists.made->memory.emplace_back(gpu_memory_.lend(static_cast<size_t>(n + 1) * sizeof(int32_t)));
-    return reinterpret_cast<int32_t*>(memory.get());
-  };
-  lists.made->lists.block_begin = lists.block_begin = entries(n_block);
-  lists.made->lists.column = lists.column = entries(n_column);
+  lists.made->lists.block_begin = lists.block_begin = room(lists, static_cast<size_t>(n_block));
+  make_columns(lists, static_cast<size_t>(n_column));
 }
 
 Selection CudaDevice::on_host(const Selection& selection) {
@@ -49,6 +66,7 @@ Selection CudaDevice::on_host(const Selection& selection) {
   fetch(host.column_ptr, made.lists.column_ptr, n_list + 1);
   fetch(host.block_begin, made.lists.block_begin, static_cast<size_t>(host.block_ptr.back()));
   fetch(host.column, made.lists.column, static_cast<size_t>(host.column_ptr.back()));
+  if (made.lists.column_end != made.lists.column_ptr + 1) fetch(host.column_end, made.lists.column_end, n_list);
   return host;
 }
 
@@ -57,6 +75,7 @@ Selection CudaDevice::on_device(const Selection& selection) {
   const auto lock = begin();
   auto made = std::make_shared<GpuLists>();
   made->memory.push_back(upload_lists(selection, made->lists));
+  made->n_column = selection.column.size();
   Selection moved;
   moved.block_q = selection.block_q;
   moved.block_k = selection.block_k;

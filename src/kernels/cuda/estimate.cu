@@ -93,40 +93,55 @@ __device__ float of_order(int32_t order) {
   return __int_as_float(order >= 0 ? order : order ^ 0x7fffffff);
 }
 
-/// One block of threads for each block of rows, one warp for each of its sampled rows.
+__global__ void __launch_bounds__(kThreads) nothing_kernel(float* scores, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < n) scores[i] = -INFINITY;
+}
+
+/// One block of threads for each sampled row, whose logits are read once: many rows are under way at a time. Of numbers
+/// that are not positive the largest is the one whose bits are least, so that the rows of a block meet in `scores`.
 __global__ void __launch_bounds__(kThreads)
     proxy_kernel(const __grid_constant__ BlockRows rows, const __grid_constant__ Panel panel, float* scores) {
   extern __shared__ int32_t largest[];  // [n_block], as order_of
-  const int32_t per_block = rows.block / rows.stride;
-  const int64_t first = panel.first + static_cast<int64_t>(blockIdx.x) * per_block;
-  const int64_t end = min(first + per_block, panel.first + panel.n);
-  for (int32_t c = threadIdx.x; c < rows.n_block; c += kThreads) largest[c] = order_of(-INFINITY);
+  constexpr int32_t kTogether = 8;      // logits of a lane that are under way at a time
+  const int64_t sample = panel.first + blockIdx.x;
+  const float* logits = panel.logits + blockIdx.x * panel.ld;
+  const int32_t per_block = rows.block / rows.stride, width = min(per_block, 32);  // powers of two
+  const int32_t n = (rows.visible[sample * rows.stride].y + rows.stride - 1) / rows.stride;
+  const int32_t n_seen = (n + per_block - 1) / per_block;
+  for (int32_t c = threadIdx.x; c < n_seen; c += kThreads) largest[c] = order_of(-INFINITY);
   __syncthreads();
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  for (int64_t sample = first + threadIdx.x / 32; sample < end; sample += kThreads / 32) {
-    const float* logits = panel.logits + (sample - panel.first) * panel.ld;
-    const int32_t n = (rows.visible[sample * rows.stride].y + rows.stride - 1) / rows.stride;
-    float top = -INFINITY;
-#pragma unroll 8
-    for (int32_t i = lane; i < n; i += 32) top = fmaxf(top, logit(rows, logits[i]));
-    top = warp_max(top);
-    float total = 0;
-#pragma unroll 8
-    for (int32_t i = lane; i < n; i += 32) total += expf(logit(rows, logits[i]) - top);
-    const float log_sum = top + logf(warp_sum(total));
-#pragma unroll 4
-    for (int32_t c = 0; c * per_block < n; ++c) {
-      float x = -INFINITY;
-      for (int32_t i = c * per_block + lane; i < min((c + 1) * per_block, n); i += 32) {
-        x = fmaxf(x, logit(rows, logits[i]));
-      }
-      x = warp_max(x);
-      if (lane == 0) atomicMax(&largest[c], order_of(x - log_sum));
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32), warp = static_cast<int32_t>(threadIdx.x / 32);
+  float top = -INFINITY, total = 0;
+  for (int32_t begin = warp * 32 * kTogether; begin < n; begin += kThreads * kTogether) {
+    float x[kTogether], most = top, part = 0;
+#pragma unroll
+    for (int32_t j = 0; j < kTogether; ++j) {
+      const int32_t i = begin + j * 32 + lane;
+      x[j] = i < n ? logit(rows, logits[i]) : -INFINITY;
+      most = fmaxf(most, x[j]);
+    }
+    if (most > -INFINITY) {
+#pragma unroll
+      for (const float one : x) part += expf(one - most);
+      total = total * expf(top - most) + part;
+      top = most;
+    }
+#pragma unroll
+    for (int32_t j = 0; j < kTogether; ++j) {
+      const int32_t i = begin + j * 32 + lane;
+      for (int32_t step = width / 2; step > 0; step /= 2) x[j] = fmaxf(x[j], __shfl_xor_sync(~0U, x[j], step));
+      if (lane % width == 0 && i < n) atomicMax(&largest[i / per_block], order_of(x[j]));
     }
   }
+  const float most = largest_of(top);
+  const float log_sum = most + logf(sum_of(top > -INFINITY ? total * expf(top - most) : 0.0F));
   __syncthreads();
-  float* out = scores + first / per_block * rows.n_block;
-  for (int32_t c = threadIdx.x; c < rows.n_block; c += kThreads) out[c] = of_order(largest[c]);
+  float* out = scores + sample / per_block * rows.n_block;
+  for (int32_t c = threadIdx.x; c < n_seen; c += kThreads) {
+    const float score = fminf(of_order(largest[c]) - log_sum, 0.0F);
+    atomicMin(reinterpret_cast<uint32_t*>(out + c), __float_as_uint(score));
+  }
 }
 
 /// A voter's logits: those of a row of a panel, with the slots' bias.
@@ -262,11 +277,14 @@ void antidiagonal_sums(const BlockRows& rows, const Panel& panel, float* scores)
 }
 
 void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores) {
-  const unsigned n = blocks_of(panel.n, rows.block / rows.stride);
+  const int32_t per_block = rows.block / rows.stride;
+  const int64_t n_scores = (panel.n + per_block - 1) / per_block * rows.n_block;
+  nothing_kernel<<<blocks_of(n_scores, kThreads), kThreads, 0, rows.stream>>>(
+      scores + panel.first / per_block * rows.n_block, n_scores);
   const size_t shared = static_cast<size_t>(rows.n_block) * sizeof(int32_t);
   check(cudaFuncSetAttribute(proxy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "shared memory of proxies");
-  proxy_kernel<<<n, kThreads, shared, rows.stream>>>(rows, panel, scores);
+  proxy_kernel<<<static_cast<unsigned>(panel.n), kThreads, shared, rows.stream>>>(rows, panel, scores);
   check(cudaGetLastError(), "proxies' maxima");
 }
 

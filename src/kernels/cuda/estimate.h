@@ -82,6 +82,23 @@ struct OutstandingMarks {
 };
 void mark_outstanding(const OutstandingMarks& call, const Panel& panel);
 
+/// Marks of the heads of one group by select_ranked's rule. `rows` sees what all of them see; scores as proxy_scores
+/// writes them.
+struct RankedMarks {
+  BlockRows rows;
+  int32_t n_head = 0;
+  int64_t max_slots = 0;
+  double share = 1;
+  int64_t least = 0;
+  bool same_all = false;
+  const float* scores = nullptr;  // [n_block_q, n_block]
+  const float* mass = nullptr;    // [n_head, max_slots] what the probe spends
+  float* by_block = nullptr;      // [n_head, n_block], work
+  int32_t* budget = nullptr;      // [n_head], work
+  uint32_t* marks = nullptr;      // [n_head, n_block_q, words]
+};
+void mark_ranked(const RankedMarks& call);
+
 /// Marks of one head by select_antidiagonals' rule: blocks that hold any of the `last_rows` take everything. scores as
 /// above; marks [n_block_q, words]
 void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks);

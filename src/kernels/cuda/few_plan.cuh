@@ -89,10 +89,12 @@ __device__ inline int32_t entries_below(const int32_t* list, int32_t n, int32_t 
 
 __device__ inline ListFacts facts_of(const FewJob& job, int32_t head, int32_t n_slots, bool equal) {
   const int64_t list = list_of(job, head);
-  const auto below = [&](const int32_t* ptr, const int32_t* all) {
-    return entries_below(all + ptr[list], ptr[list + 1] - ptr[list], n_slots);
+  const Lists& lists = job.lists;
+  const auto below = [&](const int32_t* all, int32_t begin, int32_t end) {
+    return entries_below(all + begin, end - begin, n_slots);
   };
-  return {below(job.lists.column_ptr, job.lists.column), below(job.lists.block_ptr, job.lists.block_begin), equal};
+  return {below(lists.column, lists.column_ptr[list], lists.column_end[list]),
+          below(lists.block_begin, lists.block_ptr[list], lists.block_ptr[list + 1]), equal};
 }
 
 __device__ inline Item make_item(const FewJob& job, int32_t index) {

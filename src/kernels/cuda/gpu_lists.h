@@ -10,6 +10,7 @@ namespace winnow::cuda {
 
 struct GpuLists final : DeviceLists {
   Lists lists;
+  size_t n_column = 0;                             // entries of `column` that there is room for
   std::vector<std::shared_ptr<std::byte>> memory;  // what `lists` points into
 };
 
@@ -18,7 +19,7 @@ struct NewLists {
   std::shared_ptr<GpuLists> made;
   int32_t* block_ptr = nullptr;    // [n_head * n_block_q + 1]
   int32_t* column_ptr = nullptr;   // the same
-  int32_t* block_begin = nullptr;  // null until CudaDevice::make_room
+  int32_t* block_begin = nullptr;  // null until there is room
   int32_t* column = nullptr;       // the same
 
   int64_t n_list() const { return static_cast<int64_t>(made->lists.n_head) * made->lists.n_block_q; }

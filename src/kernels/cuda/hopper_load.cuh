@@ -224,7 +224,7 @@ class Loader {
 
   __device__ Columns columns(const Tile& tile, int32_t w) const {
     const int64_t list = list_of(tile, w);
-    return {p_.lists.column_ptr[list], p_.lists.column_ptr[list + 1]};
+    return {p_.lists.column_ptr[list], p_.lists.column_end[list]};
   }
 
   __device__ void load_columns(int32_t index) {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention/lists.h"
 #include "kernels/ref/attention.h"
 
 namespace winnow {
@@ -184,6 +185,22 @@ TEST_F(Small, ReadsWhatIsSelected) {
   EXPECT_EQ(counts_.permitted, 200);
   EXPECT_EQ(counts_.computed, 130);
   EXPECT_FLOAT_EQ(row({.selection = &selection, .first_row = 64}, 5), (32 + 2 + 8) / 3.0F);
+}
+
+TEST_F(Small, ListsMayShareColumns) {
+  for (int j = 6; j < 200; ++j) cache_.add({0}, {0});
+  HeadLists lists;
+  lists.column = {1, 3, 5};
+  lists.end_block(0, 1);
+  lists.block_begin = {100};
+  lists.end_block(0, 3);
+  lists.column.push_back(2);
+  lists.end_block(3, 4);
+  const Selection selection = join_lists({&lists, 1}, 64, 64);
+  EXPECT_EQ(selection.column, (std::vector<int32_t>{1, 3, 5, 2}));
+  EXPECT_FLOAT_EQ(row({.selection = &selection}, 199), 2);
+  EXPECT_FLOAT_EQ(row({.selection = &selection, .first_row = 64}, 199), (2 + 8 + 32) / 67.0F);
+  EXPECT_FLOAT_EQ(row({.selection = &selection, .first_row = 128}, 199), 4);
 }
 
 TEST(Merge, OfDisjointPartsIsTheirUnion) {

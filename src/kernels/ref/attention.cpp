@@ -75,17 +75,13 @@ std::vector<std::vector<int32_t>> tiles_of(const Selection* selection, int32_t h
     add_interval(0, n_slots);
     return tiles;
   }
-  const auto list = static_cast<size_t>(selection->list(head, block));
-  const int32_t first = selection->column_ptr[list];
-  for (int32_t i = first; i < selection->column_ptr[list + 1]; ++i) {
-    if ((i - first) % kVoteSlots == 0) tiles.emplace_back();
-    const int32_t slot = selection->column[static_cast<size_t>(i)];
-    if (slot < n_slots) tiles.back().push_back(slot);
+  const int64_t list = selection->list(head, block);
+  const std::span<const int32_t> columns = selection->columns(list);
+  for (size_t i = 0; i < columns.size(); ++i) {
+    if (i % kVoteSlots == 0) tiles.emplace_back();
+    if (columns[i] < n_slots) tiles.back().push_back(columns[i]);
   }
-  for (int32_t i = selection->block_ptr[list]; i < selection->block_ptr[list + 1]; ++i) {
-    const int32_t begin = selection->block_begin[static_cast<size_t>(i)];
-    add_interval(begin, begin + selection->block_k);
-  }
+  for (const int32_t begin : selection->blocks(list)) add_interval(begin, begin + selection->block_k);
   return tiles;
 }
 
@@ -142,14 +138,12 @@ class Call {
 
   bool same_lists(int32_t first) const {
     if (args_.selection == nullptr || args_.selection->everything()) return true;
-    const auto entries = [this](const std::vector<int32_t>& ptr, const std::vector<int32_t>& all, int32_t head) {
-      const auto list = static_cast<size_t>(args_.selection->list(head, block_of(0)));
-      return std::vector<int32_t>(all.begin() + ptr[list], all.begin() + ptr[list + 1]);
-    };
     const Selection& s = *args_.selection;
+    const int64_t expected = s.list(first, block_of(0));
     for (int32_t head = first + 1; head < first + group_; ++head) {
-      if (entries(s.block_ptr, s.block_begin, head) != entries(s.block_ptr, s.block_begin, first)) return false;
-      if (entries(s.column_ptr, s.column, head) != entries(s.column_ptr, s.column, first)) return false;
+      const int64_t list = s.list(head, block_of(0));
+      if (!std::ranges::equal(s.blocks(list), s.blocks(expected))) return false;
+      if (!std::ranges::equal(s.columns(list), s.columns(expected))) return false;
     }
     return true;
   }
