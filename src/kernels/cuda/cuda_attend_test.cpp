@@ -168,6 +168,7 @@ TEST_P(CudaAttend, SkipSoftmaxDropsTiles) {
   for (const char* text :
        {"prefill rows=300 slots=900 dim=32 heads=4 kv=2 skip=0.3", "prefill rows=64 slots=900 skip=0.8",
         "prefill rows=300 slots=900 dim=32 density=0.7 columns=100 unaligned=1 skip=0.3",
+        "prefill rows=300 slots=900 dim=64 density=0.7 columns=100 unaligned=1 block_q=128 skip=0.3",
         "decode slots=3000 heads=2 kv=2 skip=0.5", "decode slots=3000 skip=0.9",
         "decode slots=3000 heads=4 kv=1 density=0.5 columns=70 skip=0.5",
         "decode rows=2 slots=3000 heads=2 kv=1 skip=0.7"}) {

@@ -6,6 +6,7 @@
 #include "attention/outstanding.h"
 #include "base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/outstanding.h"
 
 namespace winnow::cuda {
 namespace {
@@ -18,32 +19,6 @@ constexpr int64_t kPanels = 4;         // of many rows: what no row of a panel s
 
 int64_t rounded_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
-}
-
-/// Rows of query head `head` that vote. -> to [voters.n(), head_dim]
-void gather_voters(const HeadsView& q, int32_t head, const Voters& voters, __nv_bfloat16* to, cudaStream_t stream) {
-  float* rows = advance(q.data, int64_t{head} * q.head_dim, q.type);
-  gather({.data = rows,
-          .type = q.type,
-          .row_stride = q.stride,
-          .n_rows = q.n_rows / kBlockSlots * kBlockSlots,
-          .head_dim = q.head_dim,
-          .stride = voters.step,
-          .reversed = true,
-          .only_first = true,
-          .n_out = voters.in_whole_blocks(),
-          .out = to,
-          .stream = stream});
-  gather({.data = advance(rows, voters.tail_row() * q.stride, q.type),
-          .type = q.type,
-          .row_stride = q.stride,
-          .n_rows = q.n_rows - voters.tail_row(),
-          .head_dim = q.head_dim,
-          .stride = voters.step,
-          .only_first = true,
-          .n_out = voters.n() - voters.in_whole_blocks(),
-          .out = to + voters.in_whole_blocks() * q.head_dim,
-          .stream = stream});
 }
 
 }  // namespace
@@ -312,57 +287,29 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
   const DeviceKv tables = kv_tables_.of(args.kv);
   const StagedKv kv = staged(args.kv, tables);
   const auto visible = visible_rows(tables, args.limit, 0, nullptr, 1);
-  const Voters voters{args.q.n_rows, args.step};
-  const auto values = [&](int64_t n) { return static_cast<size_t>(n * args.q.head_dim) * sizeof(__nv_bfloat16); };
-  const auto queries = gpu_memory_.lend(values(voters.n())), keys = gpu_memory_.lend(values(tables.max_slots));
-  CoverCall call{.n_head = args.q.n_head,
-                 .block = kBlockSlots,
-                 .n_block_q = ceil_div(args.q.n_rows, kBlockSlots),
-                 .n_block = ceil_div(tables.max_slots, kBlockSlots),
-                 .stream = stream_.stream};
-  const size_t n_marks = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.mark_words());
-  const auto marks = gpu_memory_.lend(static_cast<size_t>(call.n_head) * n_marks * sizeof(uint32_t));
-  call.marks = reinterpret_cast<uint32_t*>(marks.get());
-  const int32_t group = args.q.n_head / tables.n_head;
-  for (int32_t head = 0; head < args.q.n_head; ++head) {
-    const int32_t kv_head = head / group;
-    const KvHead& slots = args.kv.heads[static_cast<size_t>(kv_head)];
-    gather_voters(args.q, head, voters, reinterpret_cast<__nv_bfloat16*>(queries.get()), stream_.stream);
-    if (head % group == 0) {
-      gather({.data = kv.k + kv_head * kv.capacity * kv.dim,
-              .row_stride = kv.dim,
-              .n_rows = slots.n_slots,
-              .head_dim = args.q.head_dim,
-              .n_out = tables.max_slots,
-              .out = reinterpret_cast<__nv_bfloat16*>(keys.get()),
-              .stream = stream_.stream});
-    }
-    const double tau = args.tau[static_cast<size_t>(head)];
-    const OutstandingMarks one{
-        .rows = {.visible = reinterpret_cast<const int2*>(visible.get()) + kv_head * args.q.n_rows,
-                 .n_rows = args.q.n_rows,
-                 .block = kBlockSlots,
-                 .n_block = call.n_block,
-                 .scale = args.scale,
-                 .softcap = args.softcap,
-                 .stream = stream_.stream},
-        .voters = voters,
-        .bias = tables.bias == nullptr ? nullptr : tables.bias + kv_head * tables.bias_stride,
-        .sink_blocks = args.sink_blocks,
-        .local_blocks = tau < kNoTau ? call.n_block : args.local_blocks,  // none lies before these
-        .log_tau = static_cast<float>(std::log(std::max(tau, kNoTau))),
-        .marks = call.marks + static_cast<size_t>(head) * n_marks};
-    const auto seen = [&](int64_t voter) {
-      return visible_slots(slots, args.limit[static_cast<size_t>(voters.row(voter))]);
-    };
-    in_panels({.a = reinterpret_cast<const __nv_bfloat16*>(queries.get()),
-               .b = reinterpret_cast<const __nv_bfloat16*>(keys.get()),
-               .n_a = voters.n(),
-               .n_b = tables.max_slots,
-               .depth = args.q.head_dim},
-              seen, [&](const Panel& panel) { mark_outstanding(one, panel); });
-  }
-  return lists_of_marks(call);
+  CoverCall lists{.n_head = args.q.n_head,
+                  .block = kBlockSlots,
+                  .n_block_q = ceil_div(args.q.n_rows, kBlockSlots),
+                  .n_block = ceil_div(tables.max_slots, kBlockSlots),
+                  .stream = stream_.stream};
+  const auto marks = gpu_memory_.lend(static_cast<size_t>(lists.n_head) * static_cast<size_t>(lists.n_block_q) *
+                                      static_cast<size_t>(lists.mark_words()) * sizeof(uint32_t));
+  lists.marks = reinterpret_cast<uint32_t*>(marks.get());
+  std::vector<float> log_tau;
+  for (const double tau : args.tau) log_tau.push_back(tau < kNoTau ? -INFINITY : static_cast<float>(std::log(tau)));
+  mark_outstanding({.q = rows_of(args.q),
+                    .kv = kv,
+                    .visible = reinterpret_cast<const int2*>(visible.get()),
+                    .voters = {args.q.n_rows, args.step},
+                    .scale = args.scale,
+                    .softcap = args.softcap,
+                    .sink_blocks = args.sink_blocks,
+                    .local_blocks = args.local_blocks,
+                    .log_tau = tables_.put(std::span<const float>(log_tau)),
+                    .n_block = lists.n_block,
+                    .marks = lists.marks,
+                    .stream = stream_.stream});
+  return lists_of_marks(lists);
 }
 
 }  // namespace winnow::cuda

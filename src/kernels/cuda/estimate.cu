@@ -144,78 +144,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A voter's logits: those of a row of a panel, with the slots' bias.
-struct VoterLogits {
-  const BlockRows& rows;
-  const float* product;
-  const float* bias;
-  __device__ float at(int32_t slot) const {
-    float x = product[slot] * rows.scale + (bias == nullptr ? 0.0F : bias[slot]);
-    if (rows.softcap > 0) x = rows.softcap * tanhf(x / rows.softcap);
-    return x;
-  }
-  /// What the warp's voter spends on slots [begin, end), whose maximum and sum so far are top and sum.
-  __device__ void spend(int32_t begin, int32_t end, float& top, float& sum) const {
-    const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-    float most = top;
-    for (int32_t slot = begin + lane; slot < end; slot += 32) most = fmaxf(most, at(slot));
-    most = warp_max(most);
-    float part = 0;
-    for (int32_t slot = begin + lane; slot < end; slot += 32) part += expf(at(slot) - most);
-    sum = sum * expf(top - most) + warp_sum(part);
-    top = most;
-  }
-};
-
-/// One block of threads for each block of rows, one warp for each voter.
-__global__ void __launch_bounds__(kThreads)
-    outstanding_kernel(const __grid_constant__ OutstandingMarks call, const __grid_constant__ Panel panel) {
-  extern __shared__ uint32_t wanted[];  // [words]
-  const BlockRows& rows = call.rows;
-  const int32_t words = (rows.n_block + 31) / 32, per_block = kBlockSlots / call.voters.step;
-  for (int32_t word = threadIdx.x; word < words; word += kThreads) wanted[word] = 0;
-  __syncthreads();
-  const int64_t first = panel.first + static_cast<int64_t>(blockIdx.x) * per_block;
-  const int64_t block = first / per_block, begin = block * kBlockSlots;
-  const int64_t end = min(begin + kBlockSlots, rows.n_rows);
-  const int32_t diagonal = (rows.visible[begin].y - 1) / kBlockSlots;
-  const int32_t last = (rows.visible[end - 1].y - 1) / kBlockSlots;
-  const int32_t local = max(0, diagonal - call.local_blocks), sink = min(call.sink_blocks, local);
-  const int64_t end_of_voters = min(first + per_block, call.voters.n());
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  for (int64_t voter = first + threadIdx.x / 32; voter < end_of_voters && sink < local; voter += kThreads / 32) {
-    const VoterLogits logits = {rows, panel.logits + (voter - panel.first) * panel.ld, call.bias};
-    float top = -1e30F, sum = 0;
-    logits.spend(0, sink * kBlockSlots, top, sum);
-    logits.spend(local * kBlockSlots, rows.visible[call.voters.row(voter)].y, top, sum);
-    const float least = top + logf(sum) + call.log_tau;
-    constexpr int32_t kTogether = 8;  // blocks whose logits are under way at a time
-    for (int32_t begin_of_some = sink; begin_of_some < local; begin_of_some += kTogether) {
-      float most[kTogether];
-#pragma unroll
-      for (int32_t i = 0; i < kTogether; ++i) {
-        const int32_t slot = min(begin_of_some + i, local - 1) * kBlockSlots + lane;
-        most[i] = fmaxf(logits.at(slot), logits.at(slot + 32));
-      }
-#pragma unroll
-      for (int32_t i = 0; i < kTogether; ++i) {
-        const int32_t c = min(begin_of_some + i, local - 1);
-        if (__any_sync(~0U, most[i] > least) && lane == 0) atomicOr(&wanted[c / 32], 1U << (c % 32));
-      }
-    }
-  }
-  __syncthreads();
-  uint32_t* out = call.marks + block * words;
-  for (int32_t word = threadIdx.x; word < words; word += kThreads) {
-    uint32_t bits = wanted[word];
-    for (int32_t i = 0; i < 32; ++i) {
-      const int32_t c = word * 32 + i;
-      if (c <= last && (c < sink || c >= local)) bits |= 1U << i;
-    }
-    out[word] = bits;
-  }
-}
-
 /// One block of threads for each block of rows.
 __global__ void __launch_bounds__(kCutThreads)
     heaviest_kernel(const __grid_constant__ BlockRows rows, const float* scores, double share, int32_t last_rows,
@@ -286,13 +214,6 @@ void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores) {
         "shared memory of proxies");
   proxy_kernel<<<static_cast<unsigned>(panel.n), kThreads, shared, rows.stream>>>(rows, panel, scores);
   check(cudaGetLastError(), "proxies' maxima");
-}
-
-void mark_outstanding(const OutstandingMarks& call, const Panel& panel) {
-  const unsigned n = blocks_of(panel.n, kBlockSlots / call.voters.step);
-  const size_t shared = static_cast<size_t>(call.rows.n_block + 31) / 32 * sizeof(uint32_t);
-  outstanding_kernel<<<n, kThreads, shared, call.rows.stream>>>(call, panel);
-  check(cudaGetLastError(), "outstanding blocks");
 }
 
 void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks) {

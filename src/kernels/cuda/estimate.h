@@ -53,35 +53,6 @@ void antidiagonal_sums(const BlockRows& rows, const Panel& panel, float* scores)
 /// proxy_scores of the panel's blocks of rows: logits are of every stride-th row and slot.
 void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores);
 
-/// The rows that vote in select_outstanding: the last of every `step` rows of a whole block; of the last, shorter block
-/// the last row and every step-th before it.
-struct Voters {
-  int64_t n_rows = 0;
-  int32_t step = 1;
-  __host__ __device__ int64_t in_whole_blocks() const { return n_rows / kBlockSlots * (kBlockSlots / step); }
-  /// The first of the last, shorter block's.
-  __host__ __device__ int64_t tail_row() const {
-    const int64_t n = n_rows % kBlockSlots;
-    return n_rows - 1 - ((n + step - 1) / step - 1) * step;
-  }
-  __host__ __device__ int64_t n() const { return in_whole_blocks() + (n_rows % kBlockSlots + step - 1) / step; }
-  __host__ __device__ int64_t row(int64_t voter) const {
-    const int64_t n_whole = in_whole_blocks();
-    return voter < n_whole ? voter * step + step - 1 : tail_row() + (voter - n_whole) * step;
-  }
-};
-
-/// Marks of one head by select_outstanding's rule, of the panel's blocks of rows; logits are of voters and slots.
-struct OutstandingMarks {
-  BlockRows rows;  // blocks of kBlockSlots; stride is not looked at
-  Voters voters;
-  const float* bias = nullptr;  // [n_slots] or null
-  int32_t sink_blocks = 0, local_blocks = 0;
-  float log_tau = 0;
-  uint32_t* marks = nullptr;  // [n_block_q, words]
-};
-void mark_outstanding(const OutstandingMarks& call, const Panel& panel);
-
 /// Marks of the heads of one group by select_ranked's rule. `rows` sees what all of them see; scores as proxy_scores
 /// writes them.
 struct RankedMarks {

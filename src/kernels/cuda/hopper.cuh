@@ -74,10 +74,20 @@ __device__ __forceinline__ void wait(Barrier& barrier, uint32_t parity) {
   }
 }
 
+/// The same of one who has time: waiting threads take issue slots from those that compute.
+__device__ __forceinline__ void wait_at_ease(Barrier& barrier, uint32_t parity) {
+  while (!is_over(barrier, parity)) __nanosleep(32);
+}
+
 // ---- barriers of some of a block's warps, by number
 
 __device__ __forceinline__ void sync_named(int32_t id, int32_t n_threads) {
   asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+}
+
+/// Arrives without waiting for the others.
+__device__ __forceinline__ void arrive_named(int32_t id, int32_t n_threads) {
+  asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
 /// Whether any of the threads says yes.
@@ -98,12 +108,13 @@ __device__ __forceinline__ bool any_named(int32_t id, int32_t n_threads, bool mi
 
 // ---- copies
 
-/// One box of a three-dimensional tensor into shared memory; completes on `barrier`.
-__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& barrier, int32_t row) {
+/// The box at (row, part) of a three-dimensional tensor into shared memory; completes on `barrier`.
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& barrier, int32_t row,
+                                         int32_t part) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3}], "
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
       "[%2];" ::"r"(shared_address(to)),
-      "l"(&map), "r"(shared_address(&barrier)), "r"(0), "r"(row)
+      "l"(&map), "r"(shared_address(&barrier)), "r"(0), "r"(row), "r"(part)
       : "memory");
 }
 
@@ -206,7 +217,20 @@ __device__ __forceinline__ void multiply_rows(float (&d)[32], const uint32_t (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-/// The same with a by a rows_descriptor.
+/// d [64, 128], b [16, 128].
+__device__ __forceinline__ void multiply_rows(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " WINNOW_D64
+      ", {%64,%65,%66,%67}, %68, p, 1, 1, 0;\n"
+      "}\n"
+      : WINNOW_F64
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+/// d [64, 64] with a by a rows_descriptor.
 __device__ __forceinline__ void multiply_rows(float (&d)[32], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n"

@@ -111,14 +111,14 @@ struct Window {
 
   /// Writes the columns whose places are among the first 64 and of this warp's quarter of them, for the warpgroups in
   /// `wanted` or, if shared, for both. -> how many of this window are among the first 64
-  __device__ int32_t write(Piece& piece, uint32_t wanted, bool skip_shared) const {
+  __device__ int32_t write(int32_t (&column)[kPiece], uint32_t wanted, bool skip_shared) const {
     int32_t n = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool taken = value[i] != kEnd && place[i] < kPiece;
       if (taken && place[i] / kWarpRows == thread_index() / 32 && !(skip_shared && shared[i])) {
         const uint32_t to = shared[i] ? 3 : wanted;
-        piece.column[place[i]] = static_cast<int32_t>(static_cast<uint32_t>(value[i]) << 2 | to);
+        column[place[i]] = static_cast<int32_t>(static_cast<uint32_t>(value[i]) << 2 | to);
       }
       n += __popc(__ballot_sync(~0U, taken));
     }
@@ -128,12 +128,12 @@ struct Window {
 
 /// The loading warpgroup. All four warps gather columns, side by side; the first also starts the copies of intervals,
 /// which the others follow, so that they know where they are. Without lists the first works alone.
-template <int kDim>
+template <int kDim, bool kPairs>
 class Loader {
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kPairs>;
 
  public:
-  __device__ Loader(const Params& p, Shared<kDim>& shared) : p_(p), shared_(shared) {}
+  __device__ Loader(const Params& p, Shared<kDim, kPairs>& shared) : p_(p), shared_(shared) {}
 
   __device__ void run() {
     if (alone() && thread_index() >= 32) return;
@@ -143,11 +143,15 @@ class Loader {
       if (tile.n_rows == 0) return;
       range_ = {tile.visible(p_, 0).x, tile.visible(p_, tile.n_rows - 1).y};
       base_ = static_cast<int32_t>(tile.kv_head * p_.kv.capacity);
+      next_ = next_tile();
       if (!alone()) load_columns(index);
       pin(index);  // so that the tile is computed anew, not kept in registers meanwhile
-      load_intervals(Tile(p_, index));
-      index = next_tile();
-      load_interval(kEnd, index);
+      if constexpr (kPairs) {
+        load_pairs(Tile(p_, index));
+      } else {
+        load_intervals(Tile(p_, index));
+      }
+      index = next_;
     }
   }
 
@@ -180,46 +184,96 @@ class Loader {
     return {p_.lists, p_.lists.block_ptr[list], p_.lists.block_ptr[list + 1], range_};
   }
 
-  __device__ void load_intervals(const Tile& tile) {
-    Intervals first = intervals(tile, 0);
-    if (!tile.has_two_lists()) {
-      const uint32_t wanted = tile.split ? 1 : 3;
-      for (; first.next != kEnd; first.advance(p_.lists, range_)) load_interval(first.next, wanted);
-      return;
-    }
-    Intervals second = intervals(tile, 1);
-    while (true) {
-      const int32_t begin = min(first.next, second.next);
-      if (begin == kEnd) return;
-      const uint32_t wanted = (first.next == begin ? 1 : 0) | (second.next == begin ? 2 : 0);
-      load_interval(begin, wanted);
-      if ((wanted & 1) != 0) first.advance(p_.lists, range_);
-      if ((wanted & 2) != 0) second.advance(p_.lists, range_);
+  /// A tile without intervals ends with a pair that nobody sees.
+  __device__ void load_pairs(const Tile& tile) {
+    Intervals list = intervals(tile, 0);
+    bool last = false;
+    while (!last) {
+      int2 begin = {kNothing, kNothing};
+      if (list.next != kEnd) {
+        begin.x = list.next;
+        list.advance(p_.lists, range_);
+      }
+      if (list.next != kEnd) {
+        begin.y = list.next;
+        list.advance(p_.lists, range_);
+      }
+      last = list.next == kEnd;
+      load_slot(begin, 3, last);
     }
   }
 
-  /// One piece, or the end of the tile; then `wanted` is the next tile.
-  __device__ void load_interval(int32_t begin, uint32_t wanted) {
+  __device__ void load_intervals(const Tile& tile) {
+    Intervals first = intervals(tile, 0);
+    int32_t begin = first.next;
+    if (!tile.has_two_lists()) {
+      const uint32_t wanted = tile.split ? 1 : 3;
+      do {
+        if (begin != kEnd) first.advance(p_.lists, range_);
+        load_slot({begin, kNothing}, begin == kEnd ? 0 : wanted, first.next == kEnd);
+        begin = first.next;
+      } while (begin != kEnd);
+      return;
+    }
+    Intervals second = intervals(tile, 1);
+    begin = min(begin, second.next);
+    do {
+      const uint32_t wanted = (first.next == begin ? 1 : 0) | (second.next == begin ? 2 : 0);
+      if (begin != kEnd && (wanted & 1) != 0) first.advance(p_.lists, range_);
+      if (begin != kEnd && (wanted & 2) != 0) second.advance(p_.lists, range_);
+      const int32_t after = min(first.next, second.next);
+      load_slot({begin, kNothing}, begin == kEnd ? 0 : wanted, after == kEnd);
+      begin = after;
+    } while (begin != kEnd);
+  }
+
+  /// The pieces of a slot. kEnd: none, only word that the tile ends.
+  __device__ void load_slot(int2 begin, uint32_t wanted, bool last) {
     const int32_t slot = cursor_.slot();
     if (thread_index() % 32 == 0) {
-      wait(shared_.empty[slot], cursor_.parity() ^ 1);
+      if constexpr (kPairs) {
+        wait_at_ease(shared_.empty[slot], cursor_.parity() ^ 1);
+      } else {
+        wait(shared_.empty[slot], cursor_.parity() ^ 1);
+      }
       if (thread_index() == 0) {
-        shared_.piece[slot].begin = begin;
-        shared_.piece[slot].wanted = wanted;
-        if (begin == kEnd) {
-          shared_.piece[slot].wanted = 0;
-          shared_.piece[slot].column[0] = static_cast<int32_t>(wanted);
-        } else {
-          const int32_t row = base_ + begin;
-          expect_bytes(shared_.full[slot], 2 * S::kPieceBytes);
-          copy_box(shared_.k[slot], p_.k, shared_.full[slot], row);
-          copy_box(shared_.v[slot], p_.v, shared_.full[slot], row);
-        }
+        describe_slot(begin, static_cast<int32_t>(wanted) + (last ? 4 * (next_ + 1) : 0));
+        if (begin.x != kEnd) copy_rows(begin);
       }
       arrive(shared_.full[slot], alone() ? kLoadingWarps : 1);
     }
     __syncwarp();
     cursor_.advance();
+  }
+
+  __device__ void describe_slot(int2 begin, int32_t tag) {
+    Pieces<S::kPieces>& pieces = shared_.pieces[cursor_.slot()];
+    pieces.begin[0] = begin.x;
+    if constexpr (kPairs) pieces.begin[1] = begin.y;
+    pieces.tag = tag;
+  }
+
+  /// Nothing is filled with rows too: what nobody sees is multiplied by 0, and has to be a number.
+  __device__ void copy_rows(int2 begin) {
+    const int32_t slot = cursor_.slot();
+    Barrier& full = shared_.full[slot];
+    expect_bytes(full, 2 * S::kSlotBytes);
+    if constexpr (!kPairs) {
+      copy_box(shared_.k[slot], p_.k, full, base_ + begin.x, 0);
+      copy_box(shared_.v[slot], p_.v, full, base_ + begin.x, 0);
+    } else {
+      const int32_t first = begin.x == kNothing ? 0 : begin.x;
+      const int32_t rows[2] = {base_ + first, base_ + (begin.y == kNothing ? first : begin.y)};
+#pragma unroll
+      for (uint32_t half = 0; half < S::kHalves; ++half) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+          const uint32_t to = half * S::kHalfBytes + i * S::kPieceBytes;
+          copy_box(shared_.k[slot] + to, p_.k, full, rows[i], half);
+          copy_box(shared_.v[slot] + to, p_.v, full, rows[i], half);
+        }
+      }
+    }
   }
 
   __device__ Columns columns(const Tile& tile, int32_t w) const {
@@ -231,10 +285,10 @@ class Loader {
     for (int32_t w = 0; w < 2; ++w) {
       pin(index);
       const Tile tile(p_, index);
-      const bool two = tile.has_two_lists();
+      const bool two = !kPairs && tile.has_two_lists();
       const bool apart = two && p_.skip != nullptr;  // votes count in groups of each list's own
       if (w > 0 && !apart) break;
-      const uint32_t wanted = two ? 1 << w : (tile.split ? 1 : 3);
+      const uint32_t wanted = two ? 1 << w : (tile.split && !kPairs ? 1 : 3);
       load_columns(columns(tile, w), two && !apart ? columns(tile, 1) : Columns{0, 0}, wanted);
     }
     flush();
@@ -244,32 +298,36 @@ class Loader {
   /// for the second.
   __device__ void load_columns(Columns a, Columns b, uint32_t wanted) {
     const uint32_t wanted_of_piece = b.n() > 0 ? 3 : wanted;
+    int32_t i = 0;  // piece of the slot
     while (a.n() > 0 || b.n() > 0) {
       Window of_a(p_.lists.column, a);
       Window of_b(p_.lists.column, b);
-      if (__shfl_sync(~0U, min(of_a.value[0], of_b.value[0]), 0) >= range_.y) return;
+      if (__shfl_sync(~0U, min(of_a.value[0], of_b.value[0]), 0) >= range_.y) break;
       const bool a_before = __shfl_sync(~0U, of_a.value[1], 31) < range_.x;
       const bool b_before = __shfl_sync(~0U, of_b.value[1], 31) < range_.x;
       if (a_before) a.at += kPiece;
       if (b_before) b.at += kPiece;
       if (a_before || b_before) continue;
-      acquire();
-      Piece& piece = shared_.piece[cursor_.slot()];
+      if (i == 0) acquire();
+      Pieces<S::kPieces>& pieces = shared_.pieces[cursor_.slot()];
       // Each of the four warps finds all places, and writes those whose rows it will gather.
       int32_t n = max(min(a.n(), kPiece), 0) + max(min(b.n(), kPiece), 0);
       n -= of_a.merge(of_b.value);
-      a.at += of_a.write(piece, wanted, false);
+      a.at += of_a.write(pieces.column[i], wanted, false);
       of_b.merge(of_a.value);
-      b.at += of_b.write(piece, 2, true);
+      b.at += of_b.write(pieces.column[i], 2, true);
       const int32_t last = thread_index() / 32 * kWarpRows + thread_index() % 32;
-      if (thread_index() % 32 < kWarpRows && last >= n) piece.column[last] = kEnd;
-      if (thread_index() == 0) {
-        piece.begin = kColumns;
-        piece.wanted = wanted_of_piece;
-      }
+      if (thread_index() % 32 < kWarpRows && last >= n) pieces.column[i][last] = kEnd;
       __syncwarp();
-      gather(piece);
+      gather(pieces.column[i], i);
+      if (++i == S::kPieces) {
+        finish_slot(wanted_of_piece, kColumns);
+        i = 0;
+      }
     }
+    if (i == 0) return;
+    gather(shared_.pieces[cursor_.slot()].column[0], 1);  // as in copy_rows
+    finish_slot(wanted_of_piece, kNothing);
   }
 
   /// Waits for the ring's next slot, and shows what is underway before that could take long.
@@ -281,26 +339,31 @@ class Loader {
     __syncwarp();
   }
 
-  /// This warp's rows of the piece.
-  __device__ void gather(const Piece& piece) {
+  /// This warp's rows of piece i of the slot.
+  __device__ void gather(const int32_t (&columns)[kPiece], int32_t i) {
     constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
     const int32_t slot = cursor_.slot();
     const int32_t chunk = thread_index() % 32 % kChunks;
     const int32_t end = thread_index() / 32 * kWarpRows + kWarpRows;
 #pragma unroll 2
     for (int32_t row = end - kWarpRows + thread_index() % 32 / kChunks; row < end; row += 32 / kChunks) {
-      const int32_t column = min(piece.column[row] >> 2, static_cast<int32_t>(p_.kv.capacity) - 1);
+      const int32_t column = min(columns[row] >> 2, static_cast<int32_t>(p_.kv.capacity) - 1);
       const int64_t from = static_cast<int64_t>(base_ + column) * kDim + chunk * 8;
-      const uint32_t to = chunk / 8 * S::kHalfBytes + row * 128 + (chunk % 8 ^ row % 8) * 16;
+      const uint32_t to = chunk / 8 * S::kHalfBytes + i * S::kPieceBytes + row * 128 + (chunk % 8 ^ row % 8) * 16;
       copy_16_bytes(shared_.k[slot] + to, p_.kv.k + from);
       copy_16_bytes(shared_.v[slot] + to, p_.kv.v + from);
     }
+  }
+
+  /// Of gathered pieces. `second`: what the slot's second one is.
+  __device__ void finish_slot(uint32_t wanted, int32_t second) {
+    if (thread_index() == 0) describe_slot({kColumns, second}, static_cast<int32_t>(wanted));
     commit_copies();
     if (underway_ >= 0) {
       wait_copies<1>();
       show(underway_);
     }
-    underway_ = slot;
+    underway_ = cursor_.slot();
     cursor_.advance();
   }
 
@@ -318,7 +381,8 @@ class Loader {
   }
 
   const Params& p_;
-  Shared<kDim>& shared_;
+  Shared<kDim, kPairs>& shared_;
+  int32_t next_;  // tile
   int2 range_;    // slots that any of the tile's rows sees
   int32_t base_;  // row of the kv head's slot 0 in K and V
   Cursor<S::kSlots> cursor_;

@@ -24,6 +24,7 @@ constexpr uint32_t kComputingWarps = 8;  // arrivals that make it empty
 constexpr int kFirstVote = 3;
 constexpr int kFirstQueries = 5;
 constexpr int kLoading = 7;
+constexpr int kFirstTurn = 8;
 
 // First slots of pieces that are no intervals. Nobody sees slots from kNothing on.
 constexpr int32_t kColumns = -1;
@@ -45,30 +46,47 @@ struct Params {
   int32_t* n_taken;  // of the tiles behind the blocks' first ones; 0 before and after the launch
 };
 
-template <int kDim>
+/// kPairs: both computing warpgroups want the same pieces, and so these come two in a slot.
+template <int kDim, bool kPairs>
 struct Shape {
-  static constexpr bool kOverlaps = kDim <= 128;       // registers suffice for queries and two steps at a time
-  static constexpr int kStep = kOverlaps ? 2 : 1;      // pieces that a warpgroup takes at a time
-  static constexpr int kSlots = kOverlaps ? 7 : 2;     // of the ring
-  static constexpr int kHalves = kDim / 64;            // groups of 64 columns: the width of the swizzle
-  static constexpr int kWide = kDim < 128 ? 64 : 128;  // columns of one product with V
-  static constexpr uint32_t kHalfBytes = kPiece * 128;
-  static constexpr uint32_t kPieceBytes = kHalfBytes * kHalves;
+  static constexpr bool kOverlaps = kDim <= 128;   // registers suffice for queries and two steps at a time
+  static constexpr int kStep = kOverlaps ? 2 : 1;  // pieces that a warpgroup takes at a time
+  static constexpr int kPieces = kPairs ? 2 : 1;   // of a slot
+  static constexpr int kSlots = !kOverlaps ? 2 : (kPairs ? 3 : 7);  // of the ring
+  static constexpr int kHalves = kDim / 64;                         // groups of 64 columns: the width of the swizzle
+  static constexpr int kWide = kDim < 128 ? 64 : 128;               // columns of one product with V
+  static constexpr uint32_t kPieceBytes = kPiece * 128;             // of a half
+  static constexpr uint32_t kHalfBytes = kPieceBytes * kPieces;
+  static constexpr uint32_t kSlotBytes = kHalfBytes * kHalves;
+  static_assert(!kPairs || kStep == 2);
 };
 
 /// What a slot of the ring holds besides K and V.
-struct Piece {
-  int32_t begin;           // first slot, or one of the constants above
-  uint32_t wanted;         // bit w: by computing warpgroup w
-  int32_t column[kPiece];  // of kColumns: 4 slot + wanted, wanted as above; kEnd: none. Of kEnd: [0] the next tile
+template <int kPieces>
+struct alignas(8 * kPieces) Pieces {
+  int32_t begin[kPieces];           // first slots, or one of the constants above
+  int32_t tag;                      // see below
+  int32_t column[kPieces][kPiece];  // of kColumns: 4 slot + wanted, wanted as in tags; kEnd: none
 };
 
-template <int kDim>
+// Tags of slots: 4 next + wanted. Bit w of `wanted`: by computing warpgroup w. `next`: of the last slot of a tile, 1 +
+// the next tile; else 0.
+__device__ __forceinline__ constexpr bool is_wanted(int32_t tag, int32_t w) {
+  return (tag >> w & 1) != 0;
+}
+__device__ __forceinline__ constexpr bool is_last(int32_t tag) {
+  return tag >= 4;
+}
+__device__ __forceinline__ constexpr int32_t next_tile(int32_t tag) {
+  return (tag >> 2) - 1;
+}
+
+template <int kDim, bool kPairs>
 struct Ring {
-  using S = Shape<kDim>;
-  std::byte k[S::kSlots][S::kPieceBytes];  // [kHalves][kPiece] rows of 128 bytes, swizzled
-  std::byte v[S::kSlots][S::kPieceBytes];
-  Piece piece[S::kSlots];
+  using S = Shape<kDim, kPairs>;
+  std::byte k[S::kSlots][S::kSlotBytes];  // [kHalves][kPieces * kPiece] rows of 128 bytes, swizzled
+  std::byte v[S::kSlots][S::kSlotBytes];
+  Pieces<S::kPieces> pieces[S::kSlots];
   Barrier full[S::kSlots];
   Barrier empty[S::kSlots];
   int32_t next_tile;              // among loading warps
@@ -76,16 +94,16 @@ struct Ring {
   int2 all_see[kComputingWarps];  // slots that all rows of a computing warpgroup see, as each warp wrote it
 };
 
-template <int kDim>
-struct Shared : Ring<kDim> {};
+template <int kDim, bool kPairs>
+struct Shared : Ring<kDim, kPairs> {};
 
 template <>
-struct Shared<256> : Ring<256> {
-  alignas(1024) std::byte q[2][Shape<256>::kPieceBytes];  // queries of each computing warpgroup, laid out like K
+struct Shared<256, false> : Ring<256, false> {
+  alignas(1024) std::byte q[2][Shape<256, false>::kSlotBytes];  // queries of each computing warpgroup, laid out like K
 };
 
-static_assert(sizeof(Shared<64>) <= 227 * 1024 && sizeof(Shared<128>) <= 227 * 1024 &&
-              sizeof(Shared<256>) <= 227 * 1024);
+static_assert(sizeof(Shared<64, false>) <= 227 * 1024 && sizeof(Shared<128, false>) <= 227 * 1024 &&
+              sizeof(Shared<128, true>) <= 227 * 1024 && sizeof(Shared<256, false>) <= 227 * 1024);
 
 /// A place in the ring; parity turns with every round.
 template <int kSlots>

@@ -11,13 +11,6 @@ namespace {
 
 constexpr int kJoined = 16;  // threads that share the chunks of one row
 
-/// Two largest logits x with the sums y of 2^(logit - x), as one.
-__device__ float2 join(float2 a, float2 b) {
-  const float x = fmaxf(a.x, b.x);
-  const float base = x > kNothing ? x : 0.0F;
-  return {x, a.y * exp2_fast(a.x - base) + b.y * exp2_fast(b.x - base)};
-}
-
 /// partial [n_head, n_chunk, kRows]: largest logit of a row in a chunk, and the sum of 2^(logit - largest).
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, kDim == 256 ? 2 : 3)
