@@ -23,7 +23,7 @@ Selection CudaDevice::select_tree(const TreeArgs& args) {
                 .key_stride = args.key_stride,
                 .window = args.window,
                 .sinks = args.sinks,
-                .stream = stream_.stream};
+                .stream = stream_};
   if (!tree_fits(call)) return Ops::select_tree(args);
   NewLists lists = new_lists({kTreeBlock, kTreeBlock, call.q.n_head, call.n_block_q()});
   const auto n_found = static_cast<size_t>(lists.n_list() * call.n_keep + 1);
