@@ -21,7 +21,7 @@ int64_t rounded_up(int64_t n, int64_t unit) {
 }
 
 /// Rows of query head `head` that vote. -> to [voters.n(), head_dim]
-void gather_voters(const HeadsView& q, int32_t head, const Voters& voters, __nv_bfloat16* to, cudaStream_t stream) {
+void gather_voters(const HeadsView& q, int32_t head, const Voters& voters, __nv_bfloat16* to, Stream stream) {
   float* rows = advance(q.data, int64_t{head} * q.head_dim, q.type);
   gather({.data = rows,
           .type = q.type,
@@ -91,7 +91,7 @@ class CudaDevice::Antidiagonals {
             .n_block = n_block,
             .scale = args_.rows.scale / static_cast<float>(args_.stride),
             .softcap = args_.rows.softcap,
-            .stream = device_.stream_.stream};
+            .stream = device_.stream_};
   }
 
   /// -> scores [n_block_q, n_block] in GPU memory
@@ -162,7 +162,7 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
                  .block = args.block,
                  .n_block_q = ceil_div(args.rows.q.n_rows, args.block),
                  .n_block = estimate.most_blocks(),
-                 .stream = stream_.stream};
+                 .stream = stream_};
   const size_t n_marks = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.mark_words());
   const auto marks = gpu_memory_.lend(static_cast<size_t>(call.n_head) * n_marks * sizeof(uint32_t));
   call.marks = reinterpret_cast<uint32_t*>(marks.get());
@@ -201,7 +201,7 @@ void CudaDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<flo
             .only_first = true,
             .n_out = n_rows,
             .out = reinterpret_cast<__nv_bfloat16*>(queries.get()),
-            .stream = stream_.stream});
+            .stream = stream_});
     gather({.data = kv.k + group * n_kv * kv.capacity * kv.dim,
             .head_stride = kv.capacity * kv.dim,
             .row_stride = kv.dim,
@@ -212,7 +212,7 @@ void CudaDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<flo
             .only_first = true,
             .n_out = n_slots,
             .out = reinterpret_cast<__nv_bfloat16*>(keys.get()),
-            .stream = stream_.stream});
+            .stream = stream_});
     const auto seen = [&](int64_t sample) {
       return ceil_div(visible_slots(head, args.limit[static_cast<size_t>(sample * args.stride)]), args.stride);
     };
@@ -222,7 +222,7 @@ void CudaDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<flo
                          .block = args.block,
                          .n_block = ceil_div(visible_slots(head, args.limit.back()), args.block),
                          .scale = args.scale,
-                         .stream = stream_.stream};
+                         .stream = stream_};
     std::vector<float>& of_group = scores[static_cast<size_t>(group)];
     of_group.resize(static_cast<size_t>(ceil_div(args.q.n_rows, args.block)) * static_cast<size_t>(rows.n_block));
     const auto made = gpu_memory_.lend(of_group.size() * sizeof(float));
@@ -248,7 +248,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
                  .block = kBlockSlots,
                  .n_block_q = ceil_div(args.q.n_rows, kBlockSlots),
                  .n_block = ceil_div(tables.max_slots, kBlockSlots),
-                 .stream = stream_.stream};
+                 .stream = stream_};
   const size_t n_marks = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.mark_words());
   const auto marks = gpu_memory_.lend(static_cast<size_t>(call.n_head) * n_marks * sizeof(uint32_t));
   call.marks = reinterpret_cast<uint32_t*>(marks.get());
@@ -256,7 +256,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
   for (int32_t head = 0; head < args.q.n_head; ++head) {
     const int32_t kv_head = head / group;
     const KvHead& slots = args.kv.heads[static_cast<size_t>(kv_head)];
-    gather_voters(args.q, head, voters, reinterpret_cast<__nv_bfloat16*>(queries.get()), stream_.stream);
+    gather_voters(args.q, head, voters, reinterpret_cast<__nv_bfloat16*>(queries.get()), stream_);
     if (head % group == 0) {
       gather({.data = kv.k + kv_head * kv.capacity * kv.dim,
               .row_stride = kv.dim,
@@ -264,7 +264,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
               .head_dim = args.q.head_dim,
               .n_out = tables.max_slots,
               .out = reinterpret_cast<__nv_bfloat16*>(keys.get()),
-              .stream = stream_.stream});
+              .stream = stream_});
     }
     const double tau = args.tau[static_cast<size_t>(head)];
     const OutstandingMarks one{
@@ -274,7 +274,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
                  .n_block = call.n_block,
                  .scale = args.scale,
                  .softcap = args.softcap,
-                 .stream = stream_.stream},
+                 .stream = stream_},
         .voters = voters,
         .bias = tables.bias == nullptr ? nullptr : tables.bias + kv_head * tables.bias_stride,
         .sink_blocks = args.sink_blocks,
