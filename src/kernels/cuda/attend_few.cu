@@ -29,13 +29,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles
   using Work = Segment<kType, kDim, kTiles, kPass>;
   __shared__ typename Work::Shared shared;
   auto* shares = reinterpret_cast<Share*>(memory + job.shares_offset);
-  start_next_kernel();
-  if (job.has_lists) wait_for_last_kernel();  // a kernel has found out their facts
+  if (job.has_lists) wait_for_last_kernel();  // the one that finds out their facts
   divide(job, shares);
   const auto part = static_cast<int32_t>(blockIdx.y);
   int32_t i = 0;
   while (i < job.n_items && part >= shares[i].first + shares[i].n) ++i;
-  wait_for_last_kernel();
+  take_turn();
   if (i == job.n_items) return;
   const Share share = shares[i];
   const Item item = make_item(job, i);
@@ -178,13 +177,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_parts(const __grid_consta
   extern __shared__ __align__(16) char memory[];
   __shared__ Partial4 partials[kMergeThreads];
   auto* shares = reinterpret_cast<Share*>(memory);
-  start_next_kernel();
-  if (job.has_lists) wait_for_last_kernel();  // a kernel has found out their facts
   divide(job, shares);
   const Parts parts(job, shares);
   const int32_t width = job.dim / 4;  // threads that share one partial result
   const int32_t column = static_cast<int32_t>(threadIdx.x) % width;
-  wait_for_last_kernel();
+  take_turn();
   Partial4 mine;
 #pragma unroll 4
   for (int32_t i = static_cast<int32_t>(threadIdx.x) / width; i < parts.n; i += kMergeThreads / width) {

@@ -21,8 +21,8 @@ class CudaStep : public test::GpuTest {
     return sequence;
   }
 
-  /// A step of five other sequences, whose products are cuBLAS's, between any two steps: so hardly a part of a step does
-  /// as many launches as that of the step before.
+  /// A step of five other sequences, whose products are cuBLAS's, between any two steps: so hardly a part of a step
+  /// does as many launches as that of the step before.
   static Logits one_by_one(const TinyEngine& tiny, Sequence& sequence, int32_t n_steps) {
     std::vector<Sequence> others;
     for (int32_t n = 1; n <= 5; ++n) others.push_back(read(tiny, {}, n));

@@ -16,10 +16,13 @@ constexpr int kOutputs = 4;  // of one group of warps, each lane
 template <typename W>
 constexpr int kWide = 16 / sizeof(W);  // values of a lane's read
 template <typename W>
-constexpr int64_t kStep = 32 * kWide<W>;  // values of a row that a warp reads at once
-constexpr int kWarpsWanted = 24;          // on a multiprocessor, to keep enough reads under way
-constexpr int64_t kLeastInputs = 256;     // of a warp
-constexpr int kAhead = 2;                 // steps that are asked for before the inputs are there
+constexpr int kStep = 32 * kWide<W>;   // values of a row that a warp reads at once
+constexpr int kWarpsWanted = 20;       // on a multiprocessor, to keep enough reads under way
+constexpr int64_t kLeastInputs = 256;  // of a warp
+constexpr int kAhead = 1;              // steps that are asked for before the inputs are there
+// Blocks that a multiprocessor holds: four, so that all of a product of 4,096 outputs stand there at once.
+template <typename W, int kRows>
+constexpr int kResident = kRows == 1 && sizeof(W) == 2 ? 4 : 2;
 
 __device__ float scaled(const Gemv::Part& part, int64_t out, float value) {
   return part.scale != nullptr ? value * part.scale[out] : value;
@@ -52,14 +55,14 @@ __device__ __forceinline__ void unpack_wide(uint4 words, float (&v)[16]) {
 }
 
 template <typename W>
-__device__ __forceinline__ void read_weights(const W* const (&w)[kOutputs], int64_t k, uint4 (&words)[kOutputs]) {
+__device__ __forceinline__ void read_weights(const W* const (&w)[kOutputs], int k, uint4 (&words)[kOutputs]) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
 }
 
 /// Into the L2 cache, a line for each caller.
 template <typename W>
-__device__ __forceinline__ void prefetch_weights(const W* const (&w)[kOutputs], int64_t k) {
+__device__ __forceinline__ void prefetch_weights(const W* const (&w)[kOutputs], int k) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) asm volatile("prefetch.global.L2 [%0];" ::"l"(w[j] + k));
 }
@@ -94,9 +97,8 @@ __device__ void finish(const Gemv& call, const Gemv::Part& part, int64_t first, 
 
 /// kSplit warps share kOutputs rows of weights, each with its share of the inputs, taken in turns of kStep.
 template <typename W, int kRows, int kSplit>
-__global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant__ Gemv call) {
+__global__ void __launch_bounds__(32 * kWarps, (kResident<W, kRows>)) gemv_kernel(const __grid_constant__ Gemv call) {
   constexpr int kGroups = kWarps / kSplit;
-  start_next_kernel();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   int64_t group = static_cast<int64_t>(blockIdx.x) * kGroups + warp / kSplit;
   int which = 0;
@@ -112,25 +114,24 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
       const Gemv::Part& from = j < each ? part : call.part[1];
       w[j] = static_cast<const W*>(from.w) + min(first + j % each, part.n_out - 1) * from.ld;
     }
-    int64_t k = (warp % kSplit) * kStep<W> + kWide<W> * lane;
+    const int n_in = static_cast<int>(call.n_in);
+    int k = (warp % kSplit) * kStep<W> + kWide<W> * lane;
     uint4 words[kOutputs] = {};
-    if (k < call.n_in) read_weights(w, k, words);
-    // Weights are nobody's output: the first ones are on their way while the kernels before this one still work.
+    if (k < n_in) read_weights(w, k, words);
+    // Weights are nobody's output: the first ones are on their way while the kernel before this one still works.
     for (int i = 1; i <= kAhead; ++i) {
-      const int64_t later = k + i * kSplit * kStep<W>;
-      if (lane % 8 == 0 && later < call.n_in) prefetch_weights(w, later);
+      const int later = k + i * kSplit * kStep<W>;
+      if (lane % 8 == 0 && later < n_in) prefetch_weights(w, later);
     }
-    wait_for_last_kernel();
-#pragma unroll 2
-    for (; k < call.n_in; k += kSplit * kStep<W>) {
-      uint4 next[kOutputs] = {};
-      if (k + kSplit * kStep<W> < call.n_in) read_weights(w, k + kSplit * kStep<W>, next);
+    take_turn();
+#pragma unroll 1
+    for (; k < n_in; k += kSplit * kStep<W>) {
       float x[kRows][kWide<W> / 8][8];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
 #pragma unroll
         for (int i = 0; i < kWide<W> / 8; ++i) {
-          load_some(call.x + r * call.x_stride + k + 8 * i, call.n_in - k - 8 * i, true, x[r][i]);
+          load_some(call.x + r * call.x_stride + k + 8 * i, n_in - k - 8 * i, true, x[r][i]);
         }
       }
 #pragma unroll
@@ -142,11 +143,11 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
 #pragma unroll
           for (int i = 0; i < kWide<W>; ++i) sum[r][j] = fmaf(v[i], x[r][i / 8][i % 8], sum[r][j]);
         }
-        words[j] = next[j];
       }
+      if (k + kSplit * kStep<W> < n_in) read_weights(w, k + kSplit * kStep<W>, words);
     }
   } else {
-    wait_for_last_kernel();
+    take_turn();
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {

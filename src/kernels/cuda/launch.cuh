@@ -1,11 +1,11 @@
 // Launches that may begin before the kernel in front of them ends (programmatic dependent launch): a decode step is
 // some 500 short kernels, and what one of them does first does not depend on the others.
 //
-// A kernel that is launched so lets the next kernel start at once, does what needs nothing of the kernels in front of
-// it, then waits, and only then reads and writes what others write and read. So several kernels stand on the
-// multiprocessors one behind another, as far as there is room, and what a product asks for beforehand keeps the memory
-// busy while small kernels work. To wait for the kernel in front is to wait for all of them, because it has waited
-// itself. Before waiting a kernel may read what copies have brought, but nothing that kernels have written.
+// A kernel that is launched so first does what needs nothing of the kernel in front of it, then waits, then lets the
+// next kernel start, and only then reads and writes what others write and read. Since each waits before it lets the
+// next one start, a running kernel overlaps with the one in front of it only: what was written earlier may be read
+// before waiting. (Letting the next one start before waiting was tried: kernels that stand about take room, and what
+// they ask for early drives other weights out of the L2 cache. 5.85 instead of 5.66 ms a token, 8B shape, H100.)
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@
 
 namespace winnow::cuda {
 
-/// Waits for all that the kernels before this one wrote.
+/// Waits for all that the kernel before this one wrote.
 __device__ __forceinline__ void wait_for_last_kernel() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -30,8 +30,8 @@ __device__ __forceinline__ void start_next_kernel() {
 }
 
 __device__ __forceinline__ void take_turn() {
-  start_next_kernel();
   wait_for_last_kernel();
+  start_next_kernel();
 }
 
 struct Launch {

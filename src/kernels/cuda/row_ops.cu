@@ -75,11 +75,10 @@ __device__ float block_sum(float x) {
 /// One block for each row. A thread keeps its first eight values; more are read again from the cache.
 template <typename X, typename Y>
 __global__ void rms_norm_kernel(Rows<X> x, const float* weight, float eps, Rows<Y> y, int64_t cols) {
-  start_next_kernel();
   const int64_t row = blockIdx.x, first = 8 * static_cast<int64_t>(threadIdx.x), step = 8 * blockDim.x;
   float mine[8] = {}, w[8] = {};
   if (first < cols) load_some(weight + first, cols - first, true, w);
-  wait_for_last_kernel();
+  take_turn();
   if (first < cols) x.load(row, first, cols, mine);
   float sum = 0;
 #pragma unroll
@@ -159,12 +158,11 @@ struct RopeCall {
 template <typename T>
 __global__ void rope_kernel(const __grid_constant__ RopeCall call) {
   extern __shared__ float2 turns[];  // [half]
-  start_next_kernel();
   const int64_t row = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x); i < call.half; i += static_cast<int>(blockDim.x)) {
     turns[i] = turn_of(call.position[row], call.frequency[i], call.magnitude);
   }
-  wait_for_last_kernel();
+  take_turn();
   __syncthreads();
   const int n = (call.q.n + call.k.n) * call.half;
   const int step = static_cast<int>(blockDim.x * gridDim.y);

@@ -52,7 +52,6 @@ __device__ void store_fp8(std::byte* row, int chunk, const float (&v)[8]) {
 template <typename T>
 __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __grid_constant__ StoreArgs v,
                                   bool is_wide) {
-  start_next_kernel();
   const StoreArgs& args = blockIdx.y == 0 ? k : v;
   const HeadsView& from = args.rows;
   const int32_t chunks = from.head_dim / 8;
@@ -63,7 +62,7 @@ __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __g
   const int64_t r = mine ? item / chunks / from.n_head : 0;
   const int64_t slot = args.first_slot[head] + r;
   const int64_t index = args.first_block[head] + slot / kBlockSlots;
-  wait_for_last_kernel();
+  take_turn();
   float values[8];
   load_some(reinterpret_cast<const T*>(from.data) + r * from.stride + head * from.head_dim + 8 * chunk, 8, is_wide,
             values);
