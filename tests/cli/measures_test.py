@@ -44,6 +44,11 @@ class Bench(Case):
         self.refused(*shape, "-m", model(), says=["--shape", "--model"], code=2)
         self.refused(*shape, "-f", path("text.txt"), says=["--shape", "--file"], code=2)
         self.refused(*shape, "-c", 100, "--prompt", 200, says=["tokens", "100"])
+        self.refused(*shape, "--layers", 3, says=["--layers 3", "2 layers"])
+        self.refused("bench", "-m", model(), "--layers", 1, says=["--layers", "--shape"], code=2)
+        row, = self.lines(*shape, "--layers", 1, "--prompt", 64, "--gen", 0, "--reps", 1)
+        self.assertEqual(row["model"], "tiny, 1 of 2 layers (random weights)")
+        self.assertEqual(row["kv_bytes"] * 2, rows[0]["kv_bytes"])
 
     def test_batches(self):
         rows = self.lines("bench", "-m", model(), "--batch", 4, "--prompt", "32,100", "--reps", 1)

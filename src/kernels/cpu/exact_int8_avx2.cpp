@@ -337,7 +337,6 @@ template <Kind kKind>
 void multiply_kind(const Int8Tile& tile) {
   constexpr int kRows = kKind == kFiveBits ? kTileRows : kTileRows / 2;
   __m256 total[kSums] = {};
-  for (int i = 0; tile.add && i < kSums; ++i) total[i] = _mm256_loadu_ps(tile.y + i / 2 * tile.stride + i % 2 * 8);
   const uint8_t* a = tile.codes;
   const float* scales = tile.scales;
   const std::byte* w = tile.panel;
@@ -348,7 +347,10 @@ void multiply_kind(const Int8Tile& tile) {
     scales += 2 * kTileRows;
     w += tile.layout.group_bytes;
   }
-  for (int i = 0; i < kSums; ++i) _mm256_storeu_ps(tile.y + i / 2 * tile.stride + i % 2 * 8, total[i]);
+  for (int i = 0; i < kSums; ++i) {
+    float* y = tile.y + i / 2 * tile.stride + i % 2 * 8;
+    _mm256_storeu_ps(y, tile.add ? _mm256_add_ps(total[i], _mm256_loadu_ps(y)) : total[i]);
+  }
 }
 
 void multiply(const Int8Tile& tile) {

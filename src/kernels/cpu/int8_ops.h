@@ -1,8 +1,8 @@
 // Products of many rows in 8-bit integers: what an instruction set supplies. Two forms of one idea, that rounding must
 // cost less than what it saves:
 //
-//   rotated (portable, AVX-512 VNNI)  Every block of up to 128 inputs is turned by a Hadamard matrix, which spreads
-//     outliers evenly; then weights and activations are rounded to 8 bits with one scale for each block.
+//   rotated (portable, AVX-512 VNNI)  Every block of up to 128 or 256 inputs is turned by a Hadamard matrix, which
+//     spreads outliers evenly; then weights and activations are rounded to 8 bits with one scale for each block.
 //   exact (AVX2)  Without VNNI 8 times 8 bits do not fit the processor's sums. Weights keep the codes of their file,
 //     which have 4 to 6 bits, and only activations are rounded, to 8 bits with one scale for each 32.
 //
@@ -63,7 +63,7 @@ struct Int8Tile {
   int64_t n_groups;
   Int8Layout layout;
   float* y;                // [tile_rows, panel_channels], all of it is written
-  bool add;                // to what y holds
+  bool add;                // the tile's whole sum to what y holds, so that a tile's place changes no rounding
   int64_t stride;          // floats from one row of y to the next
   const std::byte* ahead;  // weights that a later call reads: they may be fetched meanwhile
   size_t ahead_bytes;

@@ -108,7 +108,7 @@ TEST_P(ManyRowsTest, EqualsRefOverShapesAndTypes) {
 }
 
 TEST_P(ManyRowsTest, EveryRowCountAndOddWidths) {
-  for (const int64_t n_in : {16, 48, 96, 192, 576, 896}) {  // blocks of 16, 16, 32, 64, 64, 128
+  for (const int64_t n_in : {16, 48, 96, 192, 576, 896, 1536}) {  // blocks of 16, 16, 32, 64, 64, 128, up to 256
     const StoredWeight w(Type::f32, 33, n_in, 9);
     const auto x = random_values(static_cast<size_t>(257 * n_in), 2);
     const auto expected = product(ref, w.weight, x, false);

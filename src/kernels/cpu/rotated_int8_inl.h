@@ -3,7 +3,8 @@
 
 #include "kernels/cpu/vec_inl.h"
 
-constexpr int kMaxBlock = 128;
+// What ends a block is half as dear where it is twice as long; short vectors would not hold it in their registers.
+constexpr int kMaxBlock = WINNOW_VECTOR_BYTES == 64 ? 256 : 128;
 constexpr int kMinBlock = 16;
 constexpr int kMaxPiece = 256;  // values: the largest block of a file's types; all are powers of two
 
@@ -131,6 +132,7 @@ inline float turn_and_round(const float* x, int zero, uint32_t* words) {
 }
 
 inline float turn_and_round(const float* x, int block, int zero, uint32_t* words) {
+  if (block == kMaxBlock) return turn_and_round<kMaxBlock>(x, zero, words);
   switch (block) {
     case 128:
       return turn_and_round<128>(x, zero, words);

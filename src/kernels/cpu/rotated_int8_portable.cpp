@@ -51,8 +51,6 @@ void pack(const Int8Source& from, const Int8Layout& layout, std::byte* to) {
 
 void multiply(const Int8Tile& tile) {
   float total[kTileRows][kPanelChannels] = {};
-  for (int r = 0; tile.add && r < kTileRows; ++r)
-    __builtin_memcpy(total[r], tile.y + r * tile.stride, sizeof(total[r]));
   const uint8_t* a = tile.codes;
   const float* a_scale = tile.scales;
   const auto* w = reinterpret_cast<const int8_t*>(tile.panel);
@@ -75,7 +73,10 @@ void multiply(const Int8Tile& tile) {
     }
     a_scale += kTileRows;
   }
-  for (int r = 0; r < kTileRows; ++r) __builtin_memcpy(tile.y + r * tile.stride, total[r], sizeof(total[r]));
+  for (int r = 0; r < kTileRows; ++r) {
+    float* y = tile.y + r * tile.stride;
+    for (int c = 0; c < kPanelChannels; ++c) y[c] = total[r][c] + (tile.add ? y[c] : 0.0F);
+  }
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ struct Options {
   int n_batch = 0;  // > 0: measure batches of so many prompts instead
   std::string file;
   std::string shape;  // with random weights; empty: a model file
+  int n_layers = 0;   // of the shape; 0: all
   bool random_weights = false;
 };
 
@@ -57,14 +58,31 @@ constexpr std::string_view kSentences[] = {
     "for (int i = 0; i < n; ++i) total += price[i] * count[i];\n",
 };
 
-Loaded load_shape_or_file(const Options& options) {
-  if (options.shape.empty()) return load(options.model, {.recall_rows = kRecallRows});
+SyntheticShape shape_of(const Options& options) {
   const std::span<const SyntheticShape> shapes = synthetic_shapes();
   const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const auto& s) { return s.name == options.shape; });
   WINNOW_ASSERT(found != shapes.end());
+  return *found;
+}
+
+/// What a shape is called: its name, and how many of its layers are measured if not all.
+std::string shape_name(const Options& options) {
+  if (options.n_layers == 0) return options.shape;
+  return fmt::format("{}, {} of {} layers", options.shape, options.n_layers, shape_of(options).n_layer);
+}
+
+Loaded load_shape_or_file(const Options& options) {
+  if (options.shape.empty()) return load(options.model, {.recall_rows = kRecallRows});
+  SyntheticShape shape = shape_of(options);
+  if (options.n_layers > shape.n_layer) {
+    fail("--layers {}: {} has {} layers", options.n_layers, options.shape, shape.n_layer);
+  }
+  const std::string name = shape_name(options);
+  shape.name = name;
+  if (options.n_layers > 0) shape.n_layer = options.n_layers;
   ModelOptions model = options.model;
-  model.path = options.shape;
-  return load(synthetic_gguf(*found), model, {.recall_rows = kRecallRows});
+  model.path = name;
+  return load(synthetic_gguf(shape), model, {.recall_rows = kRecallRows});
 }
 
 /// `n` ids of running text, the same on every call.
@@ -259,7 +277,7 @@ void run(const Options& options) {
     const Policy checked(contestants.back(), engine.method_shape());
   }
   ModelOptions named = options.model;
-  if (!options.shape.empty()) named.path = options.shape;
+  if (!options.shape.empty()) named.path = shape_name(options);
   Tuner tuner(loaded, named);
   if (contestants.empty()) contestants.emplace_back();
   const int64_t longest =
@@ -294,6 +312,12 @@ void add_shape(CLI::App& app, Options& options) {
                                      "4,096 tokens, so logits cost less than the model's own");
   shape->needs(random)->excludes("--model")->excludes("--file");
   random->needs(shape);
+  app.add_option(
+         "--layers", options.n_layers,
+         "only so many of the shape's layers, for prompts that all of them would read for too long (default: all)")
+      ->check(whole_between(1, 1024))
+      ->needs(shape)
+      ->type_name("N");
 }
 
 std::function<void()> add(CLI::App& app) {
