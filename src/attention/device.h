@@ -127,8 +127,10 @@ class Device : public Ops {
   /// y = x W^T (+ bias). x [rows, n_in], y [rows, n_out], bias [n_out] or null. Uses what `unpack` left, if it is
   /// alive.
   virtual void linear(const Weight& weight, Mat x, Mat y, const float* bias = nullptr) = 0;
-  /// y = x [W_0; W_1; ...]^T: several weights of the same input, each into its own y. One pass over x.
-  virtual void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) = 0;
+  /// y = x [W_0; W_1; ...]^T: several weights of the same input, each into its own y. One pass over x. biases: one for
+  /// each weight, as `linear` takes it; or empty: none.
+  virtual void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                           std::span<const float* const> biases = {}) = 0;
   /// y = down (act(gate x) * (up x)). x and y [rows, n_embd]; y may be x. A device that can computes it without
   /// writing down what lies between.
   virtual void feed_forward(const GatedWeights& weights, Mat x, Mat y);
@@ -161,6 +163,17 @@ class Device : public Ops {
   /// One slot of a block as float32 [head_dim], and back; for edits of the cache.
   virtual void load_slot(const std::byte* block, Type type, int32_t head_dim, int32_t slot, float* values) = 0;
   virtual void store_slot(std::byte* block, Type type, int32_t head_dim, int32_t slot, const float* values) = 0;
+
+  // What a device may do better at once than one by one.
+  /// `rope` of queries and keys of the same rows.
+  virtual void rope_both(HeadsView q, HeadsView k, const RopeArgs& args, std::span<const int32_t> position) {
+    rope(q, args, position);
+    rope(k, args, position);
+  }
+  /// Between the two lies a decode step, most likely much like the one before it. A device may hold its work back then,
+  /// until something of it is waited for.
+  virtual void begin_step() {}
+  virtual void end_step() {}
 
  protected:
   MemoryMeter memory_;

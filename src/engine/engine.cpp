@@ -16,6 +16,18 @@ namespace {
 // its products, so more rows than this gain nothing and only take memory.
 constexpr int64_t kPackRows = 4096;
 
+/// Tells the device where a step begins and ends.
+class DecodeStep {
+ public:
+  explicit DecodeStep(Device& device) : device_(device) { device_.begin_step(); }
+  ~DecodeStep() { device_.end_step(); }
+  DecodeStep(const DecodeStep&) = delete;
+  DecodeStep& operator=(const DecodeStep&) = delete;
+
+ private:
+  Device& device_;
+};
+
 }  // namespace
 
 void Sequence::truncate(int32_t n) {
@@ -266,6 +278,7 @@ void Engine::decode_together(std::span<Sequence* const> sequences, std::span<con
     new_tokens.push_back(tokens[i]);
     position.push_back(sequences[i]->n_tokens());
   }
+  const DecodeStep step(*device_);
   const Scratch x = device_->scratch(n, shape.n_embd);
   model_->embed(*device_, new_tokens, x);
   for (int32_t layer = 0; layer < shape.n_layer; ++layer) {

@@ -55,17 +55,15 @@ void project(Device& device, const Attention& attention, Mat x, const Qkv& out) 
   const Scratch h = device.activations(x.rows, x.cols);
   attention.norm.apply(device, x, h);
   const std::array<const Weight*, 3> weights = {&attention.q, &attention.k, &attention.v};
-  device.linear_many(weights, h, std::array<Mat, 3>{out.q, out.k, out.v});
-  if (!attention.q_bias.empty()) device.add_bias(out.q, attention.q_bias.data());
-  if (!attention.k_bias.empty()) device.add_bias(out.k, attention.k_bias.data());
-  if (!attention.v_bias.empty()) device.add_bias(out.v, attention.v_bias.data());
+  const auto bias = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+  const std::array<const float*, 3> biases = {bias(attention.q_bias), bias(attention.k_bias), bias(attention.v_bias)};
+  device.linear_many(weights, h, std::array<Mat, 3>{out.q, out.k, out.v}, biases);
   attention.q_norm.apply_heads(device, out.q);
   attention.k_norm.apply_heads(device, out.k);
 }
 
 void rotate(Device& device, const Rope& rope, const Qkv& rows, std::span<const int32_t> position) {
-  device.rope(rows.q.heads(rope.head_dim), rope.args(), position);
-  device.rope(rows.k.heads(rope.head_dim), rope.args(), position);
+  device.rope_both(rows.q.heads(rope.head_dim), rows.k.heads(rope.head_dim), rope.args(), position);
 }
 
 Scratch product(Device& device, const Weight& weight, Mat x) {

@@ -44,8 +44,12 @@ void CpuDevice::linear(const Weight& weight, Mat x, Mat y, const float* bias) {
   multiply(weights, x, ys, bias);
 }
 
-void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
+void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                            std::span<const float* const> biases) {
   multiply(weights, x, ys, nullptr);
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (biases[i] != nullptr) add_bias(ys[i], biases[i]);
+  }
 }
 
 void CpuDevice::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {

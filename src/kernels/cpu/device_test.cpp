@@ -261,7 +261,7 @@ TEST_P(CpuDeviceTest, SeveralProductsOfOneInputEqualSingleOnes) {
   const Weight* const weights[] = {&a.weight, &b.weight, &c.weight};
   const Scratch together[] = {cpu.scratch(3, 100), cpu.scratch(3, 33), cpu.scratch(3, 257)};
   const Mat ys[] = {together[0], together[1], together[2]};
-  cpu.linear_many(weights, x.on_cpu, ys);
+  cpu.linear_many(weights, x.on_cpu, ys, {});
   for (size_t i = 0; i < 3; ++i) {
     const Scratch alone = cpu.scratch(3, weights[i]->n_out);
     cpu.linear(*weights[i], x.on_cpu, alone, nullptr);

@@ -193,7 +193,7 @@ TEST_P(ManyRowsTest, SeveralWeightsOfOneInputEqualSingleOnes) {
   cpu.upload(x, values.data());
   const Scratch together[] = {cpu.scratch(70, 100), cpu.scratch(70, 33)};
   const Mat ys[] = {together[0], together[1]};
-  cpu.linear_many(weights, x, ys);
+  cpu.linear_many(weights, x, ys, {});
   for (size_t i = 0; i < 2; ++i) {
     std::vector<float> y(static_cast<size_t>(70 * weights[i]->n_out));
     cpu.download(y.data(), ys[i]);

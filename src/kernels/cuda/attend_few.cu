@@ -6,6 +6,7 @@
 // row's largest logit, so the running maximum is that of all earlier tiles, kept or not: logits first (one pass over
 // K), then a scan for the votes, then the kept tiles' values. The same two passes serve K and V of different types.
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 
 #include "kernels/cuda/attention.h"
@@ -28,11 +29,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, (kResident<kType, kDim, kTiles
   using Work = Segment<kType, kDim, kTiles, kPass>;
   __shared__ typename Work::Shared shared;
   auto* shares = reinterpret_cast<Share*>(memory + job.shares_offset);
-  take_turn();
+  if (job.has_lists) wait_for_last_kernel();  // the one that finds out their facts
   divide(job, shares);
   const auto part = static_cast<int32_t>(blockIdx.y);
   int32_t i = 0;
   while (i < job.n_items && part >= shares[i].first + shares[i].n) ++i;
+  take_turn();
   if (i == job.n_items) return;
   const Share share = shares[i];
   const Item item = make_item(job, i);
@@ -220,13 +222,16 @@ struct Limits {
   size_t block_memory = 0, multiprocessor_memory = 0;
 };
 
-Limits device_limits() {
-  int device = 0, n = 0, block = 0, multiprocessor = 0;
-  check(cudaGetDevice(&device), "attend_few");
-  check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "attend_few");
-  check(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "attend_few");
-  check(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "attend_few");
-  return {n, static_cast<size_t>(block), static_cast<size_t>(multiprocessor)};
+const Limits& device_limits() {
+  static const Limits kLimits = [] {
+    int device = 0, n = 0, block = 0, multiprocessor = 0;
+    check(cudaGetDevice(&device), "attend_few");
+    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "attend_few");
+    check(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "attend_few");
+    check(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "attend_few");
+    return Limits{n, static_cast<size_t>(block), static_cast<size_t>(multiprocessor)};
+  }();
+  return kLimits;
 }
 
 /// Tiles of 8 queries that one block takes; more are left to more blocks, which find the keys in the L2 cache.
@@ -286,7 +291,7 @@ int32_t fit(FewJob& job, const Limits& limits) {
 
 template <Pass kPass>
 int32_t fit(FewJob& job, Type type) {
-  const Limits limits = device_limits();
+  const Limits& limits = device_limits();
   int32_t n_blocks = 0;
   with_types(type, job, [&]<Type kType, int32_t kDim, int32_t kTiles>() {
     if constexpr (kPass != Pass::all || kType != Type::f32) {
@@ -303,8 +308,12 @@ void launch(FewJob job, Type type) {
     if constexpr (kPass != Pass::all || kType != Type::f32) {
       const auto kernel = attend_kernel<kType, kDim, kTiles, kPass>;
       const size_t bytes = job.shares_offset + padded(sizeof(Share) * static_cast<size_t>(job.n_items));
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-            "attend_few");
+      static std::atomic<size_t> most = 0;  // that this kernel was allowed
+      if (bytes > most) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+              "attend_few");
+        most = bytes;
+      }
       const dim3 grid(static_cast<uint32_t>(job.n_padded / (kTiles * 8)), static_cast<uint32_t>(job.n_split));
       launch_early({grid, static_cast<uint32_t>(job.n_warps * 32), bytes, job.call.stream, "attend_few"}, kernel, job);
     }
@@ -338,6 +347,7 @@ class Cutter {
 FewJob make_job(const FewRows& call, size_t& bytes) {
   FewJob job;
   job.call = call;
+  job.call.max_slots = 0;  // the device goes by n_slots: so a step's launch is like that of the step before
   job.has_lists = call.lists != nullptr;
   if (job.has_lists) job.lists = *call.lists;
   job.group = call.q.n_head / call.n_head_kv;
@@ -347,7 +357,6 @@ FewJob make_job(const FewRows& call, size_t& bytes) {
   const auto n_rows = static_cast<int32_t>(call.q.n_rows);
   const int32_t width = query_tiles(job) * 8;
   job.n_padded = (job.group * n_rows + width - 1) / width * width;
-  job.max_tiles = call.max_slots / kVoteSlots + 4;  // lists are disjoint; each kind may end in a broken tile
   job.item_operands = ((by_head ? 1 : job.group) * n_rows + 7) / 8;
   job.votes = call.skip != nullptr;
   job.n_units = job.votes && n_rows > 1 ? job.group : 1;
@@ -361,6 +370,7 @@ FewJob make_job(const FewRows& call, size_t& bytes) {
   cutter.cut(job.mass, n_partial);
   if (by_head && job.group > 1) cutter.cut(job.facts, call.q.n_head);
   if (takes_two_passes(call)) {
+    job.max_tiles = call.max_slots / kVoteSlots + 4;  // lists are disjoint; each kind may end in a broken tile
     const int64_t n = (static_cast<int64_t>(job.n_items) * job.max_tiles * kTileChunks) * job.item_operands;
     cutter.cut(job.logits, n * 32);
     cutter.cut(job.largest, n * 8);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "attention/types.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
@@ -68,7 +69,7 @@ struct ManyRows {
   const float* skip = nullptr;             // [n_head] ln(lambda); null: off
   float* lse = nullptr;                    // [n_rows, n_head] natural log; null: not wanted
   unsigned long long* computed = nullptr;  // one counter, added to: (row, slot, head) triples; null: not wanted
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 
 /// wgmma and TMA, compute capability 9.0 only.
@@ -96,7 +97,7 @@ struct FewRows {
   float* lse = nullptr;
   unsigned long long* computed = nullptr;
   std::byte* work = nullptr;  // few_rows_work_bytes(call) of device memory
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 size_t few_rows_work_bytes(const FewRows& call);
 void attend_few(const FewRows& call);
@@ -114,7 +115,7 @@ struct StageArgs {
   int64_t capacity = 0;  // of `k_out` and `v_out` [n_head_kv, capacity, dim]
   __nv_bfloat16* k_out = nullptr;
   __nv_bfloat16* v_out = nullptr;
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 void stage_kv(const StageArgs& args);
 
@@ -130,7 +131,7 @@ struct VisibleArgs {
   int2* visible = nullptr;                  // [n_head_kv, n_rows], written
   unsigned long long* permitted = nullptr;  // one counter: group * sum over heads and rows of y - x is added; or null
   int32_t group = 1;
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 void visible_slots(const VisibleArgs& args);
 

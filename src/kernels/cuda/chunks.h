@@ -16,7 +16,7 @@ struct ChunkCall {
   int2* last = nullptr;           // [n_list] the lowest in rank of these, and how many slots of it are taken
   int32_t* block_ptr = nullptr;   // [n_list + 1]
   int32_t* column_ptr = nullptr;  // [n_list + 1]
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 
   __host__ __device__ int32_t words() const { return (n_chunk + 31) / 32; }
   __host__ __device__ int64_t n_list() const { return static_cast<int64_t>(n_head) * n_block_q; }

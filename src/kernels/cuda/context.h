@@ -5,12 +5,13 @@
 
 #include "base/threads.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/cuda/transfers.h"
 
 namespace winnow::cuda {
 
 struct CudaContext {
-  cudaStream_t stream;
+  Stream stream;
   DeviceMemory& memory;
   Transfers& transfers;
   ThreadPool& pool;  // host threads

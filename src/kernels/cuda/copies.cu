@@ -67,25 +67,30 @@ void copy_all(CudaContext& context, std::span<const BytesCopy> copies) {
   }
 }
 
-void Patches::apply() {
+void Patches::apply(When when) {
+  constexpr size_t kUnit = 16;
+  const auto rounded_up = [](size_t bytes) { return (bytes + kUnit - 1) / kUnit * kUnit; };
   if (pieces_.size() == 1) {
-    context_.transfers.upload(pieces_[0].to, pieces_[0].from, static_cast<size_t>(pieces_[0].bytes));
+    context_.transfers.upload(pieces_[0].to, pieces_[0].from, static_cast<size_t>(pieces_[0].bytes), when);
   } else if (!pieces_.empty()) {
     const size_t header = pieces_.size() * sizeof(Piece);
-    size_t total = (header + 15) / 16 * 16;
-    const size_t begin = total;
-    for (const Piece& piece : pieces_) total += (static_cast<size_t>(piece.bytes) + 15) / 16 * 16;
-    const auto on_gpu = context_.memory.lend(total);
+    size_t total = rounded_up(header);
+    size_t at = total;
+    for (const Piece& piece : pieces_) total += rounded_up(static_cast<size_t>(piece.bytes));
+    if (total > room_.bytes) {
+      room_ = {context_.memory.lend(2 * total), 2 * total};
+      when = When::in_turn;  // launches that wait may still use this memory
+    }
     std::vector<std::byte> all(total);
-    size_t at = begin;
     for (Piece& piece : pieces_) {
       std::memcpy(all.data() + at, piece.from, static_cast<size_t>(piece.bytes));
-      piece.from = on_gpu.get() + at;
-      at += (static_cast<size_t>(piece.bytes) + 15) / 16 * 16;
+      piece.from = room_.memory.get() + at;
+      at += rounded_up(static_cast<size_t>(piece.bytes));
     }
     std::memcpy(all.data(), pieces_.data(), header);
-    context_.transfers.upload(on_gpu.get(), all.data(), total);
-    copy_pieces(reinterpret_cast<const Piece*>(on_gpu.get()), static_cast<int64_t>(pieces_.size()), context_.stream);
+    context_.transfers.upload(room_.memory.get(), all.data(), total, when);
+    copy_pieces(reinterpret_cast<const Piece*>(room_.memory.get()), static_cast<int64_t>(pieces_.size()),
+                context_.stream.at(when));
   }
   pieces_.clear();
 }

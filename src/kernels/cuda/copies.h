@@ -27,14 +27,20 @@ void copy_all(CudaContext& context, std::span<const BytesCopy> copies);
 /// Host data that goes to several places in GPU memory: one upload and one launch.
 class Patches {
  public:
-  explicit Patches(CudaContext& context) : context_(context) {}
+  /// GPU memory through which they go, and nothing else.
+  struct Room {
+    std::shared_ptr<std::byte> memory;
+    size_t bytes = 0;
+  };
+  Patches(CudaContext& context, Room& room) : context_(context), room_(room) {}
 
   /// `from` is host memory and stays as it is until `apply`. Bytes and addresses are multiples of 4.
   void add(std::byte* to, const std::byte* from, size_t bytes) { pieces_.push_back({to, from, int64_t(bytes)}); }
-  void apply();
+  void apply(When when);
 
  private:
   CudaContext& context_;
+  Room& room_;
   std::vector<Piece> pieces_;
 };
 

@@ -15,7 +15,7 @@ struct PoolArgs {
   int32_t n_head = 0, head_dim = 0;
   int32_t block = 0, n_block = 0;
   float* out = nullptr;  // [n_head, n_block, head_dim]; blocks without rows are 0
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 void pool_heads(const PoolArgs& args);
 
@@ -52,7 +52,7 @@ struct CoverCall {
   Cut* cut = nullptr;            // [heads at a time]
   uint32_t* marks = nullptr;     // [n_head, n_block_q, mark_words] a bit for each block that is computed
   int32_t* block_ptr = nullptr;  // [n_head * n_block_q + 1]
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 
   __host__ __device__ int32_t mark_words() const { return (n_block + 31) / 32; }
 };

@@ -110,7 +110,7 @@ std::shared_ptr<std::byte> CudaDevice::visible_rows(const DeviceKv& kv, std::spa
                  .visible = reinterpret_cast<int2*>(visible.get()),
                  .permitted = permitted,
                  .group = group,
-                 .stream = stream_.stream});
+                 .stream = stream_});
   return visible;
 }
 
@@ -138,7 +138,7 @@ StagedKv CudaDevice::staged(const KvView& view, const DeviceKv& kv) {
                        .capacity = capacity,
                        .k_out = reinterpret_cast<__nv_bfloat16*>(staged_.k.get()),
                        .v_out = reinterpret_cast<__nv_bfloat16*>(staged_.v.get()),
-                       .stream = stream_.stream};
+                       .stream = stream_};
   stage_kv(args);
   staged_.kv = {.k = args.k_out,
                 .v = args.v_out,
@@ -154,15 +154,16 @@ StagedKv CudaDevice::staged(const KvView& view, const DeviceKv& kv) {
 void CudaDevice::attend(const AttnArgs& args) {
   if (args.q.n_rows == 0) return;
   const auto lock = begin();
-  if (is_host_memory(args.o.data)) {
+  // Asking costs a third of a launch; what is bf16 is ours.
+  if (args.o.type == Type::f32 && is_host_memory(args.o.data)) {
     attend_to_host(args);
     return;
   }
   padded_head(args.q.head_dim);
   const auto n_head_kv = static_cast<int32_t>(args.kv.heads.size());
   Call call;
-  call.kv = kv_tables_.of(args.kv);
   const bool few = args.q.n_rows <= kFewRows;
+  call.kv = kv_tables_.of(args.kv, !few);
   Lists lists;
   std::shared_ptr<std::byte> lists_memory;
   if (args.selection != nullptr && !args.selection->everything()) {
@@ -226,7 +227,7 @@ void CudaDevice::attend_few_rows(const AttnArgs& args, const Call& call) {
               .lse = args.lse,
               .computed = call.computed,
               .work = nullptr,
-              .stream = stream_.stream};
+              .stream = stream_};
   const auto work = gpu_memory_.lend(few_rows_work_bytes(few));
   few.work = work.get();
   attend_few(few);
@@ -244,7 +245,7 @@ void CudaDevice::attend_many_rows(const AttnArgs& args, const Call& call) {
                       .skip = call.skip,
                       .lse = args.lse,
                       .computed = call.computed,
-                      .stream = stream_.stream};
+                      .stream = stream_};
   if (hopper_) {
     attend_hopper(many);
   } else {
@@ -270,7 +271,7 @@ void CudaDevice::attend_to_host(const AttnArgs& args) {
 
 void CudaDevice::merge(HeadsView into, float* into_lse, const Partial& from, float gain) {
   const auto lock = begin();
-  cuda::merge(rows_of(into), into_lse, rows_of(from.o), from.lse, gain, stream_.stream);
+  cuda::merge(rows_of(into), into_lse, rows_of(from.o), from.lse, gain, stream_);
 }
 
 void CudaDevice::score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) {
@@ -291,7 +292,7 @@ void CudaDevice::score_window(const ProbeArgs& args, int32_t head, std::vector<f
                       .bias = tables.bias == nullptr ? nullptr : tables.bias + kv_head * tables.bias_stride,
                       .scale = args.scale,
                       .softcap = args.softcap},
-                     reinterpret_cast<float*>(out.get()), stream_.stream);
+                     reinterpret_cast<float*>(out.get()), stream_);
   transfers_.download(scores.data(), out.get(), scores.size() * sizeof(float));
 }
 
@@ -301,7 +302,7 @@ void CudaDevice::pool_queries(const HeadsView& q, int32_t head, int32_t block, s
   if (pooled.empty()) return;
   const auto out = gpu_memory_.lend(pooled.size() * sizeof(float));
   pool_rows({advance(q.data, int64_t{head} * q.head_dim, q.type), q.type, q.stride, q.n_rows}, q.head_dim, block,
-            reinterpret_cast<float*>(out.get()), stream_.stream);
+            reinterpret_cast<float*>(out.get()), stream_);
   transfers_.download(pooled.data(), out.get(), pooled.size() * sizeof(float));
 }
 
@@ -313,7 +314,7 @@ void CudaDevice::pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std
   const DeviceKv tables = kv_tables_.of(kv);
   const auto out = gpu_memory_.lend(pooled.size() * sizeof(float));
   cuda::pool_keys({tables.blocks.k + kv_head * tables.blocks.stride, kv.k_type, head.n_slots}, kv.head_dim, block,
-                  reinterpret_cast<float*>(out.get()), stream_.stream);
+                  reinterpret_cast<float*>(out.get()), stream_);
   transfers_.download(pooled.data(), out.get(), pooled.size() * sizeof(float));
 }
 
@@ -328,7 +329,7 @@ void CudaDevice::score_blocks(const std::vector<float>& a, const std::vector<flo
   transfers_.upload(left.get(), a.data(), a.size() * sizeof(float));
   transfers_.upload(right.get(), b.data(), b.size() * sizeof(float));
   cuda::score_blocks(reinterpret_cast<const float*>(left.get()), n_a, reinterpret_cast<const float*>(right.get()), n_b,
-                     dim, scale, reinterpret_cast<float*>(out.get()), stream_.stream);
+                     dim, scale, reinterpret_cast<float*>(out.get()), stream_);
   transfers_.download(scores.data(), out.get(), scores.size() * sizeof(float));
 }
 

@@ -71,7 +71,7 @@ Selection CudaDevice::select_chunks(const ChunkArgs& args) {
                  .last_rows = args.last_rows,
                  .n_block_q = ceil_div(args.q.n_rows, args.block),
                  .n_chunk = ceil_div(tables.max_slots, args.chunk),
-                 .stream = stream_.stream};
+                 .stream = stream_};
   const ChunkMeansOnGpu means = chunk_means(args, call, kv);
   NewLists lists = new_lists({args.block, kChunkBlock, call.n_head, call.n_block_q});
   call.block_ptr = lists.block_ptr;

@@ -32,7 +32,7 @@ struct CudaDevice::Cover {
   /// Means of blocks; see PoolArgs.
   float* pool(PoolArgs args) {
     args.out = lend<float>(static_cast<size_t>(args.n_head) * static_cast<size_t>(args.n_block * args.head_dim));
-    args.stream = device.stream_.stream;
+    args.stream = device.stream_;
     pool_heads(args);
     return args.out;
   }
@@ -77,7 +77,7 @@ struct CudaDevice::Cover {
                    .least = args.least,
                    .most = args.most,
                    .scale = args.probe.scale,
-                   .stream = device.stream_.stream};
+                   .stream = device.stream_};
     const auto first = mass(args.probe, tables, 0, n_first);
     call.vertical = first[0];
     call.slash = first[1];

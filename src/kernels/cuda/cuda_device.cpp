@@ -51,16 +51,13 @@ bool choose_hopper(const cudaDeviceProp& properties) {
 
 }  // namespace
 
-CudaDevice::Stream::Stream() {
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
-}
-
 CudaDevice::CudaDevice(int n_threads, ProductType products)
     : properties_(find_gpu()),
+      stream_(launcher_),
       pool_(n_threads),
-      gpu_memory_(&memory_),
-      transfers_(stream_.stream),
-      context_{stream_.stream,
+      gpu_memory_(&memory_, stream_),
+      transfers_(stream_),
+      context_{stream_,
                gpu_memory_,
                transfers_,
                pool_,
@@ -79,7 +76,7 @@ CudaDevice::CudaDevice(int n_threads, ProductType products)
 }
 
 CudaDevice::~CudaDevice() {
-  cudaStreamSynchronize(stream_.stream);
+  cudaStreamSynchronize(launcher_.stream());
 }
 
 std::string CudaDevice::description() const {
@@ -113,7 +110,7 @@ void CudaDevice::upload(Mat to, const float* from) {
   }
   const auto dense = gpu_memory_.lend(bytes);
   transfers_.upload(dense.get(), from, bytes);
-  copy_rows({reinterpret_cast<float*>(dense.get()), to.rows, to.cols, to.cols}, nullptr, 1, to, stream_.stream);
+  copy_rows({reinterpret_cast<float*>(dense.get()), to.rows, to.cols, to.cols}, nullptr, 1, to, stream_);
 }
 
 void CudaDevice::download(float* to, Mat from) {
@@ -124,7 +121,7 @@ void CudaDevice::download(float* to, Mat from) {
     return;
   }
   const auto dense = gpu_memory_.lend(bytes);
-  copy_rows(from, nullptr, 1, {reinterpret_cast<float*>(dense.get()), from.rows, from.cols, from.cols}, stream_.stream);
+  copy_rows(from, nullptr, 1, {reinterpret_cast<float*>(dense.get()), from.rows, from.cols, from.cols}, stream_);
   transfers_.download(to, dense.get(), bytes);
 }
 
@@ -144,7 +141,19 @@ void CudaDevice::upload_bytes(std::byte* to, const std::byte* from, size_t bytes
 void CudaDevice::sync() {
   const auto lock = begin();
   counters_.fold();
-  check(cudaStreamSynchronize(stream_.stream), "waiting for the GPU");
+  check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+}
+
+void CudaDevice::begin_step() {
+  const auto lock = begin();
+  launcher_.begin_step();
+  tables_.begin_step();
+}
+
+void CudaDevice::end_step() {
+  const std::lock_guard lock(mutex_);
+  launcher_.end_step();
+  tables_.end_step();
 }
 
 std::unique_ptr<Unpacked> CudaDevice::unpack(std::span<const Weight* const> weights) {
@@ -155,13 +164,17 @@ std::unique_ptr<Unpacked> CudaDevice::unpack(std::span<const Weight* const> weig
 
 void CudaDevice::linear(const Weight& weight, Mat x, Mat y, const float* bias) {
   const Weight* const weights[] = {&weight};
-  linear_many(weights, x, std::span<const Mat>(&y, 1));
-  if (bias != nullptr) add_bias(y, bias);
+  linear_many(weights, x, {&y, 1}, {&bias, 1});
 }
 
-void CudaDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
+void CudaDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                             std::span<const float* const> biases) {
   const auto lock = begin();
-  products_.multiply(weights, x, ys);
+  std::vector<const float*> uploaded;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    uploaded.push_back(biases[i] == nullptr ? nullptr : parameters_.get(biases[i], weights[i]->n_out));
+  }
+  products_.multiply(weights, x, ys, uploaded);
 }
 
 void CudaDevice::linear_add(const Weight& weight, Mat h, Mat x) {
@@ -170,10 +183,16 @@ void CudaDevice::linear_add(const Weight& weight, Mat h, Mat x) {
 }
 
 void CudaDevice::feed_forward_add(const GatedWeights& weights, Mat h, Mat x) {
-  const Scratch gate = activations(h.rows, weights.gate->n_out), up = activations(h.rows, weights.up->n_out);
+  const auto lock = begin();
+  const Scratch gate = activations(h.rows, weights.gate->n_out);
+  if (products_.multiply_gated(weights, h, gate)) {
+    linear_add(*weights.down, gate, x);
+    return;
+  }
+  const Scratch up = activations(h.rows, weights.up->n_out);
   const Weight* const both[] = {weights.gate, weights.up};
   const Mat ys[] = {gate, up};
-  linear_many(both, h, ys);
+  linear_many(both, h, ys, {});
   gated(gate, up, weights.act, gate);
   linear_add(*weights.down, gate, x);
 }
@@ -182,50 +201,50 @@ void CudaDevice::embed(const Weight& table, std::span<const int32_t> tokens, flo
   const auto lock = begin();
   const ResidentWeight resident = products_.resident(table);
   auto* data = static_cast<float*>(const_cast<void*>(resident.data));  // Mat has no form for constants
-  copy_rows({data, table.n_out, table.n_in, resident.ld, Type::bf16}, on_gpu(tokens), scale, x, stream_.stream);
+  copy_rows({data, table.n_out, table.n_in, resident.ld, Type::bf16}, on_gpu(tokens), scale, x, stream_);
 }
 
 void CudaDevice::rms_norm(Mat x, const float* weight, float eps, Mat y) {
   const auto lock = begin();
-  cuda::rms_norm(x, parameters_.get(weight, x.cols), eps, y, stream_.stream);
+  cuda::rms_norm(x, parameters_.get(weight, x.cols), eps, y, stream_);
 }
 
 void CudaDevice::rms_norm_heads(HeadsView x, const float* weight, float eps) {
   const auto lock = begin();
-  cuda::rms_norm_heads(x, parameters_.get(weight, x.head_dim), eps, stream_.stream);
+  cuda::rms_norm_heads(x, parameters_.get(weight, x.head_dim), eps, stream_);
 }
 
-void CudaDevice::rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) {
+void CudaDevice::rope_both(HeadsView q, HeadsView k, const RopeArgs& args, std::span<const int32_t> position) {
   const auto lock = begin();
   RopeArgs on_device = args;
   on_device.frequency = parameters_.get(args.frequency, args.n_rot / 2);
-  cuda::rope(x, on_device, on_gpu(position), stream_.stream);
+  cuda::rope(q, k, on_device, on_gpu(position), stream_);
 }
 
 void CudaDevice::gated(Mat gate, Mat up, Gate kind, Mat y) {
   const auto lock = begin();
-  cuda::gated(gate, up, kind, y, stream_.stream);
+  cuda::gated(gate, up, kind, y, stream_);
 }
 
 void CudaDevice::add(Mat x, Mat y) {
   const auto lock = begin();
-  cuda::add(x, y, stream_.stream);
+  cuda::add(x, y, stream_);
 }
 
 void CudaDevice::add_bias(Mat x, const float* bias) {
   const auto lock = begin();
-  cuda::add_bias(x, parameters_.get(bias, x.cols), stream_.stream);
+  cuda::add_bias(x, parameters_.get(bias, x.cols), stream_);
 }
 
 void CudaDevice::scale_softcap(Mat x, float softcap) {
   const auto lock = begin();
-  cuda::scale_softcap(x, softcap, stream_.stream);
+  cuda::scale_softcap(x, softcap, stream_);
 }
 
 void CudaDevice::gather_rows(Mat from, std::span<const int32_t> rows, Mat to) {
   const auto lock = begin();
   to.rows = static_cast<int64_t>(rows.size());
-  copy_rows(from, on_gpu(rows), 1, to, stream_.stream);
+  copy_rows(from, on_gpu(rows), 1, to, stream_);
 }
 
 void CudaDevice::store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, std::span<const KvTarget> target) {
@@ -237,7 +256,7 @@ void CudaDevice::store_kv(HeadsView k, HeadsView v, Type k_type, Type v_type, st
   const DeviceBlocks blocks = kv_tables_.of(target);
   const int32_t* first = on_gpu(first_slot);
   store_rows({k, k_type, blocks.k, blocks.first_block, first}, {v, v_type, blocks.v, blocks.first_block, first},
-             stream_.stream);
+             stream_);
 }
 
 void CudaDevice::load_slot(const std::byte* block, Type type, int32_t head_dim, int32_t slot, float* values) {
@@ -260,6 +279,10 @@ void CudaDevice::store_slot(std::byte* block, Type type, int32_t head_dim, int32
 
 std::unique_ptr<Device> make_cuda_device(int n_threads, ProductType products) {
   return std::make_unique<cuda::CudaDevice>(n_threads, products);
+}
+
+StepCounts step_counts(const Device& device) {
+  return dynamic_cast<const cuda::CudaDevice&>(device).step_counts();
 }
 
 int64_t free_gpu_bytes() {

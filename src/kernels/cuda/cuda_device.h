@@ -15,6 +15,7 @@
 #include "kernels/cuda/gpu_lists.h"
 #include "kernels/cuda/lines.h"
 #include "kernels/cuda/products.h"
+#include "kernels/cuda/step_graph.h"
 #include "kernels/cuda/tables.h"
 
 namespace winnow::cuda {
@@ -42,17 +43,24 @@ class CudaDevice final : public Device {
   void copy_bytes(std::span<const BytesCopy> copies) override;
   void upload_bytes(std::byte* to, const std::byte* from, size_t bytes) override;
   void sync() override;
+  void begin_step() override;
+  void end_step() override;
+  StepCounts step_counts() const { return launcher_.counts(); }
 
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
-  void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
+  void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                   std::span<const float* const> biases) override;
   void linear_add(const Weight& weight, Mat h, Mat x) override;
   void feed_forward_add(const GatedWeights& weights, Mat h, Mat x) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
   void rms_norm_heads(HeadsView x, const float* weight, float eps) override;
-  void rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) override;
+  void rope(HeadsView x, const RopeArgs& args, std::span<const int32_t> position) override {
+    rope_both(x, {}, args, position);
+  }
+  void rope_both(HeadsView q, HeadsView k, const RopeArgs& args, std::span<const int32_t> position) override;
   void gated(Mat gate, Mat up, Gate kind, Mat y) override;
   void add(Mat x, Mat y) override;
   void add_bias(Mat x, const float* bias) override;
@@ -97,14 +105,6 @@ class CudaDevice final : public Device {
   struct Sets;
   class Antidiagonals;
   class Proxies;
-  /// The stream, made before and destroyed after everything that uses it.
-  struct Stream {
-    Stream();
-    ~Stream() { cudaStreamDestroy(stream); }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    cudaStream_t stream = nullptr;
-  };
 
   /// What `staged` made last, until something is written to a cache.
   struct Staged {
@@ -168,6 +168,7 @@ class CudaDevice final : public Device {
   void attend_many_rows(const AttnArgs& args, const Call& call);
 
   cudaDeviceProp properties_;
+  Launcher launcher_;  // made before and destroyed after everything that uses it
   Stream stream_;
   ThreadPool pool_;
   DeviceMemory gpu_memory_;

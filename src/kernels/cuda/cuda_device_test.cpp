@@ -233,18 +233,35 @@ TEST_F(CudaOps, ProductsOfEverySize) {
 TEST_F(CudaOps, SeveralProductsOfOneInputEqualSingleOnes) {
   const RandomWeight a(Type::q4_K, 100, 512, 1), b(Type::q5_0, 33, 512, 2), c(Type::q6_K, 257, 512, 3);
   const Weight* const weights[] = {&a.weight, &b.weight, &c.weight};
+  const std::vector<float> first = random_values(100, 7), last = random_values(257, 8);
+  const float* const biases[] = {first.data(), nullptr, last.data()};
   for (const int64_t rows : {1, 3, 30}) {
     const Pair x(device(), ref, Type::bf16, rows, 512, 4);
     const Scratch together[] = {device().scratch(rows, 100), device().scratch(rows, 33), device().scratch(rows, 257)};
     const Mat ys[] = {together[0], together[1], together[2]};
-    device().linear_many(weights, x.on_gpu, ys);
+    device().linear_many(weights, x.on_gpu, ys, biases);
     for (size_t i = 0; i < 3; ++i) {
       const Scratch alone = device().scratch(rows, weights[i]->n_out);
-      device().linear(*weights[i], x.on_gpu, alone, nullptr);
+      device().linear(*weights[i], x.on_gpu, alone, biases[i]);
       std::vector<float> one(static_cast<size_t>(rows * weights[i]->n_out)), other(one.size());
       device().download(one.data(), ys[i]);
       device().download(other.data(), alone);
       EXPECT_EQ(one, other);
+    }
+  }
+}
+
+TEST_F(CudaOps, FeedForwardsOfFewRows) {
+  for (const int64_t n_ff : {1, 2, 7, 300, 1031}) {
+    const RandomWeight gate(Type::bf16, n_ff, 512, 1), up(Type::bf16, n_ff, 512, 2), down(Type::bf16, 96, n_ff, 3);
+    for (const Gate act : {Gate::silu, Gate::gelu_tanh}) {
+      for (const int64_t rows : {1, 2, 3, 4}) {
+        const Pair h(device(), ref, Type::bf16, rows, 512, 4), x(device(), ref, Type::f32, rows, 96, 5);
+        const GatedWeights weights{&gate.weight, &up.weight, &down.weight, act};
+        device().feed_forward_add(weights, h.on_gpu, x.on_gpu);
+        ref.feed_forward_add(weights, h.on_ref, x.on_ref);
+        EXPECT_LT(x.error(), n_ff < 16 ? 0.05 : 8e-3) << n_ff << " channels, " << rows << " rows";
+      }
     }
   }
 }

@@ -66,7 +66,7 @@ class CudaDevice::Antidiagonals {
             .n_block = n_block,
             .scale = args_.rows.scale / static_cast<float>(args_.stride),
             .softcap = args_.rows.softcap,
-            .stream = device_.stream_.stream};
+            .stream = device_.stream_};
   }
 
   /// -> scores [n_block_q, n_block] in GPU memory
@@ -137,7 +137,7 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
                  .block = args.block,
                  .n_block_q = ceil_div(args.rows.q.n_rows, args.block),
                  .n_block = estimate.most_blocks(),
-                 .stream = stream_.stream};
+                 .stream = stream_};
   const size_t n_marks = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.mark_words());
   const auto marks = gpu_memory_.lend(static_cast<size_t>(call.n_head) * n_marks * sizeof(uint32_t));
   call.marks = reinterpret_cast<uint32_t*>(marks.get());
@@ -176,7 +176,7 @@ class CudaDevice::Proxies {
             .block = args_.block,
             .n_block = n_block,
             .scale = args_.scale,
-            .stream = device_.stream_.stream};
+            .stream = device_.stream_};
   }
 
   /// -> scores [n_block_q, n_block] in GPU memory
@@ -251,7 +251,7 @@ Selection CudaDevice::select_ranked(const RankedArgs& args) {
                  .block = args.scores.block,
                  .n_block_q = ceil_div(args.scores.q.n_rows, args.scores.block),
                  .n_block = ceil_div(tables.max_slots, args.scores.block),
-                 .stream = stream_.stream};
+                 .stream = stream_};
   const auto n_head = static_cast<size_t>(call.n_head), n_block_q = static_cast<size_t>(call.n_block_q);
   const auto n_block = static_cast<size_t>(call.n_block), n_words = static_cast<size_t>(call.mark_words());
   const auto n_group_head = n_head / static_cast<size_t>(args.scores.n_group);
@@ -291,7 +291,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
                   .block = kBlockSlots,
                   .n_block_q = ceil_div(args.q.n_rows, kBlockSlots),
                   .n_block = ceil_div(tables.max_slots, kBlockSlots),
-                  .stream = stream_.stream};
+                  .stream = stream_};
   const auto marks = gpu_memory_.lend(static_cast<size_t>(lists.n_head) * static_cast<size_t>(lists.n_block_q) *
                                       static_cast<size_t>(lists.mark_words()) * sizeof(uint32_t));
   lists.marks = reinterpret_cast<uint32_t*>(marks.get());
@@ -308,7 +308,7 @@ Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {
                     .log_tau = tables_.put(std::span<const float>(log_tau)),
                     .n_block = lists.n_block,
                     .marks = lists.marks,
-                    .stream = stream_.stream});
+                    .stream = stream_});
   return lists_of_marks(lists);
 }
 

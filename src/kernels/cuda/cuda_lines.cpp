@@ -26,7 +26,7 @@ LineProbe CudaDevice::line_probe(const ProbeArgs& args, const DeviceKv& tables, 
           .max_slots = tables.max_slots,
           .scale = args.scale,
           .softcap = args.softcap,
-          .stream = stream_.stream};
+          .stream = stream_};
 }
 
 void CudaDevice::spend(const ProbeArgs& args, const DeviceKv& tables, float* sums, bool adds) {
@@ -112,7 +112,7 @@ Selection CudaDevice::lay(const ChosenLines& chosen, const LineRows& rows) {
               .block_begin = nullptr,
               .column = nullptr,
               .work = nullptr,
-              .stream = stream_.stream};
+              .stream = stream_};
   {
     const auto work = gpu_memory_.lend(lay_work_bytes(rows.n_head, rows.n_rows));
     lay.work = work.get();

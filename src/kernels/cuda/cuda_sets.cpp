@@ -39,7 +39,7 @@ struct CudaDevice::Sets {
             .mass = mass,
             .sum = lend<float>(n_set * max_slots),
             .taken = lend<int32_t>(n_set * max_slots),
-            .stream = device.stream_.stream};
+            .stream = device.stream_};
   }
 
   /// What was taken, as Ops::choose_core gives it.
@@ -130,7 +130,7 @@ Selection CudaDevice::select_sets(const SetArgs& args) {
                 .column_ptr = lists.column_ptr,
                 .column_end = share_columns(lists),
                 .block_ptr = lists.block_ptr,
-                .stream = stream_.stream};
+                .stream = stream_};
   const auto work = gpu_memory_.lend(set_lists_work_bytes(call));
   call.work = work.get();
   measure_sets(call);

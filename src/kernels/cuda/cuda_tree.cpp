@@ -27,7 +27,7 @@ Selection CudaDevice::select_tree(const TreeArgs& args) {
                 .window = args.window,
                 .sinks = args.sinks,
                 .n_later = args.n_later,
-                .stream = stream_.stream};
+                .stream = stream_};
   if (!tree_fits(call)) return Ops::select_tree(args);
   if (call.n_block_q() > 1) {
     call.kv = staged(args.kv, tables);

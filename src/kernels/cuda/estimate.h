@@ -25,7 +25,7 @@ struct GatherArgs {
   bool only_first = false;       // just the first row of each group
   int64_t n_out = 0;             // groups, some of which may lie behind the last row
   __nv_bfloat16* out = nullptr;  // [n_out, stride or 1, head_dim]
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 void gather(const GatherArgs& args);
 
@@ -44,7 +44,7 @@ struct BlockRows {
   int32_t block = 64;  // rows and slots
   int32_t n_block = 0;
   float scale = 1, softcap = 0;  // of the logits
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 
 /// antidiagonal_scores of the panel's blocks of rows, of which it holds whole ones. scores [n_block_q, n_block]

@@ -31,7 +31,7 @@ struct FewJob {
   int32_t n_stages = 2;       // chunks in a warp's ring
   int32_t dim = 64;           // head_dim rounded up
   size_t shares_offset = 0;   // of the items' shares in shared memory
-  int32_t max_tiles = 0;      // of one item
+  int32_t max_tiles = 0;      // of one item, for the parts of two passes below
   int32_t item_operands = 0;  // tiles of 8 queries for which each item has room in `logits`
   int32_t n_units = 1;        // voters of an item, see unit_of
   bool votes = false;

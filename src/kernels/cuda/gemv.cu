@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
 
@@ -15,13 +16,20 @@ constexpr int kOutputs = 4;  // of one group of warps, each lane
 template <typename W>
 constexpr int kWide = 16 / sizeof(W);  // values of a lane's read
 template <typename W>
-constexpr int64_t kStep = 32 * kWide<W>;  // values of a row that a warp reads at once
-constexpr int kWarpsWanted = 24;          // on a multiprocessor, to keep enough reads under way
-constexpr int64_t kLeastInputs = 256;     // of a warp
-constexpr int kAhead = 2;                 // steps that are asked for before the inputs are there
+constexpr int kStep = 32 * kWide<W>;   // values of a row that a warp reads at once
+constexpr int kWarpsWanted = 20;       // on a multiprocessor, to keep enough reads under way
+constexpr int64_t kLeastInputs = 256;  // of a warp
+constexpr int kAhead = 1;              // steps that are asked for before the inputs are there
+// Blocks that a multiprocessor holds: four, so that all of a product of 4,096 outputs stand there at once.
+template <typename W, int kRows>
+constexpr int kResident = kRows == 1 && sizeof(W) == 2 ? 4 : 2;
+
+__device__ float scaled(const Gemv::Part& part, int64_t out, float value) {
+  return part.scale != nullptr ? value * part.scale[out] : value;
+}
 
 __device__ void write(const Gemv::Part& part, int64_t row, int64_t out, float value) {
-  if (part.scale != nullptr) value *= part.scale[out];
+  if (part.bias != nullptr) value += part.bias[out];
   const int64_t at = row * part.y_stride + out;
   if (part.y_type == Type::f32) {
     static_cast<float*>(part.y)[at] = part.adds ? static_cast<const float*>(part.y)[at] + value : value;
@@ -47,55 +55,83 @@ __device__ __forceinline__ void unpack_wide(uint4 words, float (&v)[16]) {
 }
 
 template <typename W>
-__device__ __forceinline__ void read_weights(const W* const (&w)[kOutputs], int64_t k, uint4 (&words)[kOutputs]) {
+__device__ __forceinline__ void read_weights(const W* const (&w)[kOutputs], int k, uint4 (&words)[kOutputs]) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) words[j] = __ldcs(reinterpret_cast<const uint4*>(w[j] + k));
 }
 
 /// Into the L2 cache, a line for each caller.
 template <typename W>
-__device__ __forceinline__ void prefetch_weights(const W* const (&w)[kOutputs], int64_t k) {
+__device__ __forceinline__ void prefetch_weights(const W* const (&w)[kOutputs], int k) {
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) asm volatile("prefetch.global.L2 [%0];" ::"l"(w[j] + k));
 }
 
-/// kSplit warps share kOutputs outputs, each with its share of the inputs, taken in turns of kStep.
+/// Outputs of a group of warps: of a gated product half of its weight rows are those of the gate.
+__host__ __device__ int outputs_of_group(const Gemv& call) {
+  return call.is_gated ? kOutputs / 2 : kOutputs;
+}
+__host__ __device__ int64_t groups_of(const Gemv& call, int which) {
+  const int each = outputs_of_group(call);
+  return (call.part[which].n_out + each - 1) / each;
+}
+/// Parts that have groups of their own.
+__host__ __device__ int parts_with_groups(const Gemv& call) {
+  return call.is_gated ? 1 : call.n_parts;
+}
+
+/// Lane r * kOutputs + j has the sum of row r and the group's weight row j; there are no other lanes.
+template <int kRows>
+__device__ void finish(const Gemv& call, const Gemv::Part& part, int64_t first, float total) {
+  const int lane = static_cast<int>(threadIdx.x % 32), row = lane / kOutputs, j = lane % kOutputs;
+  const int each = outputs_of_group(call);
+  const int64_t out = min(first + j % each, part.n_out - 1);
+  total = scaled(j < each ? part : call.part[1], out, total);
+  if (call.is_gated) {
+    constexpr unsigned kLanes = (1U << (kRows * kOutputs)) - 1;
+    const float up = __shfl_down_sync(kLanes, total, kOutputs / 2);
+    total = up * (call.gate == Gate::silu ? activate<Gate::silu>(total) : activate<Gate::gelu_tanh>(total));
+  }
+  if (j < each && first + j < part.n_out) write(part, row, out, total);
+}
+
+/// kSplit warps share kOutputs rows of weights, each with its share of the inputs, taken in turns of kStep.
 template <typename W, int kRows, int kSplit>
-__global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant__ Gemv call) {
+__global__ void __launch_bounds__(32 * kWarps, (kResident<W, kRows>)) gemv_kernel(const __grid_constant__ Gemv call) {
   constexpr int kGroups = kWarps / kSplit;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   int64_t group = static_cast<int64_t>(blockIdx.x) * kGroups + warp / kSplit;
   int which = 0;
-  while (which + 1 < call.n_parts && group >= (call.part[which].n_out + kOutputs - 1) / kOutputs) {
-    group -= (call.part[which].n_out + kOutputs - 1) / kOutputs;
-    ++which;
-  }
+  while (which + 1 < parts_with_groups(call) && group >= groups_of(call, which)) group -= groups_of(call, which++);
   const Gemv::Part& part = call.part[which];
-  const int64_t first = group * kOutputs;
+  const int each = outputs_of_group(call);
+  const int64_t first = group * each;
   float sum[kRows][kOutputs] = {};
   if (first < part.n_out) {
     const W* w[kOutputs];
 #pragma unroll
-    for (int j = 0; j < kOutputs; ++j) w[j] = static_cast<const W*>(part.w) + min(first + j, part.n_out - 1) * part.ld;
-    int64_t k = (warp % kSplit) * kStep<W> + kWide<W> * lane;
+    for (int j = 0; j < kOutputs; ++j) {
+      const Gemv::Part& from = j < each ? part : call.part[1];
+      w[j] = static_cast<const W*>(from.w) + min(first + j % each, part.n_out - 1) * from.ld;
+    }
+    const int n_in = static_cast<int>(call.n_in);
+    int k = (warp % kSplit) * kStep<W> + kWide<W> * lane;
     uint4 words[kOutputs] = {};
-    if (k < call.n_in) read_weights(w, k, words);
+    if (k < n_in) read_weights(w, k, words);
     // Weights are nobody's output: the first ones are on their way while the kernel before this one still works.
     for (int i = 1; i <= kAhead; ++i) {
-      const int64_t later = k + i * kSplit * kStep<W>;
-      if (lane % 8 == 0 && later < call.n_in) prefetch_weights(w, later);
+      const int later = k + i * kSplit * kStep<W>;
+      if (lane % 8 == 0 && later < n_in) prefetch_weights(w, later);
     }
     take_turn();
-#pragma unroll 2
-    for (; k < call.n_in; k += kSplit * kStep<W>) {
-      uint4 next[kOutputs] = {};
-      if (k + kSplit * kStep<W> < call.n_in) read_weights(w, k + kSplit * kStep<W>, next);
+#pragma unroll 1
+    for (; k < n_in; k += kSplit * kStep<W>) {
       float x[kRows][kWide<W> / 8][8];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
 #pragma unroll
         for (int i = 0; i < kWide<W> / 8; ++i) {
-          load_some(call.x + r * call.x_stride + k + 8 * i, call.n_in - k - 8 * i, true, x[r][i]);
+          load_some(call.x + r * call.x_stride + k + 8 * i, n_in - k - 8 * i, true, x[r][i]);
         }
       }
 #pragma unroll
@@ -107,8 +143,8 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
 #pragma unroll
           for (int i = 0; i < kWide<W>; ++i) sum[r][j] = fmaf(v[i], x[r][i / 8][i % 8], sum[r][j]);
         }
-        words[j] = next[j];
       }
+      if (k + kSplit * kStep<W> < n_in) read_weights(w, k + kSplit * kStep<W>, words);
     }
   } else {
     take_turn();
@@ -118,6 +154,7 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) sum[r][j] = warp_sum(sum[r][j]);
   }
+  float total = 0;
   if constexpr (kSplit > 1) {
     __shared__ float partial[kWarps][kRows * kOutputs];
     if (lane == 0) {
@@ -129,25 +166,20 @@ __global__ void __launch_bounds__(32 * kWarps) gemv_kernel(const __grid_constant
     }
     __syncthreads();
     if (warp % kSplit != 0 || lane >= kRows * kOutputs) return;
-    float total = 0;
 #pragma unroll
     for (int s = 0; s < kSplit; ++s) total += partial[warp + s][lane];
-    if (first + lane % kOutputs < part.n_out) write(part, lane / kOutputs, first + lane % kOutputs, total);
-  } else if (lane == 0) {
+  } else {
+    if (lane >= kRows * kOutputs) return;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int j = 0; j < kOutputs; ++j) {
-        if (first + j < part.n_out) write(part, r, first + j, sum[r][j]);
-      }
-    }
+    for (int i = 0; i < kRows * kOutputs; ++i) total = lane == i ? sum[i / kOutputs][i % kOutputs] : total;
   }
+  if (first < part.n_out) finish<kRows>(call, part, first, total);
 }
 
 template <typename W, int kRows>
-void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
+void launch(const Gemv& call, int n_sm, Stream stream) {
   int64_t n_groups = 0;
-  for (int i = 0; i < call.n_parts; ++i) n_groups += (call.part[i].n_out + kOutputs - 1) / kOutputs;
+  for (int i = 0; i < parts_with_groups(call); ++i) n_groups += groups_of(call, i);
   int split = 1;
   while (split < kWarps && n_groups * split < int64_t{kWarpsWanted} * n_sm && call.n_in > split * kLeastInputs) {
     split *= 2;
@@ -163,7 +195,7 @@ void launch(const Gemv& call, int n_sm, cudaStream_t stream) {
 }
 
 template <typename W>
-void launch_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
+void launch_rows(const Gemv& call, int n_sm, Stream stream) {
   if (call.n_rows == 1) {
     launch<W, 1>(call, n_sm, stream);
   } else if (call.n_rows == 2) {
@@ -175,7 +207,7 @@ void launch_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
 
 }  // namespace
 
-void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream) {
+void multiply_few_rows(const Gemv& call, int n_sm, Stream stream) {
   if (call.part[0].scale != nullptr) {
     launch_rows<fp8>(call, n_sm, stream);
   } else {

@@ -6,7 +6,8 @@
 
 #include <cstdint>
 
-#include "base/types.h"
+#include "attention/device.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
@@ -15,11 +16,12 @@ namespace winnow::cuda {
 constexpr int kMostGemvRows = 3;
 constexpr int kMostGemvWeights = 4;
 
-/// y = x W^T for up to kMostGemvWeights weights of the same x. All pointers are GPU memory.
+/// y = x W^T + bias for up to kMostGemvWeights weights of the same x. All pointers are GPU memory.
 struct Gemv {
   struct Part {
     const void* w = nullptr;       // [n_out, n_in], rows `ld` values apart, which is whole 16 bytes; 0 from n_in to ld
     const float* scale = nullptr;  // [n_out]: the weights are e4m3, times this; null: they are bf16. All parts alike.
+    const float* bias = nullptr;   // [n_out]; null: none
     int64_t ld = 0;
     int64_t n_out = 0;
     void* y = nullptr;  // [n_rows, n_out]
@@ -32,10 +34,12 @@ struct Gemv {
   const __nv_bfloat16* x = nullptr;  // [n_rows, n_in], rows on 16-byte boundaries
   int64_t x_stride = 0;
   int64_t n_in = 0;
-  int n_rows = 0;  // 1 to kMostGemvRows
+  int n_rows = 0;         // 1 to kMostGemvRows
+  bool is_gated = false;  // there are two parts, alike but for their weights; y = gate(x W_0^T) * (x W_1^T)
+  Gate gate = Gate::silu;
 };
 
 /// Sums of a row do not depend on how many rows there are. n_sm: multiprocessors.
-void multiply_few_rows(const Gemv& call, int n_sm, cudaStream_t stream);
+void multiply_few_rows(const Gemv& call, int n_sm, Stream stream);
 
 }  // namespace winnow::cuda

@@ -17,7 +17,7 @@ struct LineProbe {
   const int2* visible = nullptr;  // [n_head_kv, n_probe]
   int32_t max_slots = 0;          // the longest head's n_slots
   float scale = 1, softcap = 0;
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 
 /// Sums of probabilities over rows, for each slot and each distance. [n_head, max_slots] in device memory
@@ -57,7 +57,7 @@ struct LayArgs {
   int32_t* block_begin = nullptr;
   int32_t* column = nullptr;
   std::byte* work = nullptr;  // lay_work_bytes of device memory
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 size_t lay_work_bytes(int32_t n_head, int64_t n_rows);
 void lay_lines(const LayArgs& args);

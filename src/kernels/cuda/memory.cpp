@@ -55,6 +55,7 @@ std::byte* DeviceMemory::allocate(size_t bytes) {
 
 /// Gives everything idle back to the system. -> bytes
 size_t DeviceMemory::trim() {
+  stream_.at(When::in_turn);  // what waits to be launched may use what is idle by now
   size_t freed = 0;
   for (auto& [bytes, buffers] : idle_) {
     for (std::byte* buffer : buffers) cudaFree(buffer);

@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
 /// Must outlive what it lends. Buffers are counted as long as the pool holds them, cache blocks while they are lent.
 class DeviceMemory {
  public:
-  explicit DeviceMemory(MemoryMeter* meter) : meter_(meter) {}
+  DeviceMemory(MemoryMeter* meter, Stream stream) : meter_(meter), stream_(stream) {}
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
@@ -51,6 +52,7 @@ class DeviceMemory {
   void come_home(const Home& home);
 
   MemoryMeter* meter_;
+  Stream stream_;
   std::mutex mutex_;
   std::map<size_t, std::vector<std::byte*>> idle_;  // by size
   size_t idle_bytes_ = 0;

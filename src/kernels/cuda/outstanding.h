@@ -34,7 +34,7 @@ struct OutstandingCall {
   const float* log_tau = nullptr;  // [n_head]; -infinity: everything is marked
   int32_t n_block = 0;             // of kBlockSlots slots
   uint32_t* marks = nullptr;       // [n_head, blocks of rows, ceil(n_block / 32)], written
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 
   __host__ __device__ int32_t mark_words() const { return (n_block + 31) / 32; }
   __host__ __device__ int32_t n_block_q() const {

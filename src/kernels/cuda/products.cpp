@@ -34,6 +34,13 @@ std::vector<std::byte> ends_of(const Weight& weight) {
   return ends;
 }
 
+/// Whether `ends` are those of a weight that is as large.
+bool has_ends(const Weight& weight, const std::vector<std::byte>& ends) {
+  const size_t bytes = static_cast<size_t>(weight.n_out) * type_bytes(weight.type, weight.n_in);
+  const size_t n = ends.size() / 2;
+  return std::memcmp(ends.data(), weight.data, n) == 0 && std::memcmp(ends.data() + n, weight.data + bytes - n, n) == 0;
+}
+
 /// One row in bf16; `work` holds n_in floats.
 void convert_row(const Weight& weight, int64_t row, float* work, std::byte* to) {
   const size_t row_bytes = type_bytes(weight.type, weight.n_in);
@@ -44,6 +51,16 @@ void convert_row(const Weight& weight, int64_t row, float* work, std::byte* to) 
   }
   decode_row(weight.type, from, work, weight.n_in);
   encode_row(Type::bf16, work, to, weight.n_in);
+}
+
+/// A call without weights yet; x as `readable` gives it.
+Gemv gemv_of(Mat x) {
+  Gemv call;
+  call.x = reinterpret_cast<const __nv_bfloat16*>(x.data);
+  call.x_stride = x.stride;
+  call.n_in = x.cols;
+  call.n_rows = static_cast<int>(x.rows);
+  return call;
 }
 
 }  // namespace
@@ -67,7 +84,7 @@ const Products::Entry* Products::find(const std::unordered_map<const std::byte*,
   if (found == entries.end()) return nullptr;
   const Entry& entry = found->second;
   const bool same = entry.type == weight.type && entry.n_out == weight.n_out && entry.n_in == weight.n_in &&
-                    entry.ends == ends_of(weight);
+                    has_ends(weight, entry.ends);
   return same ? &entry : nullptr;
 }
 
@@ -157,16 +174,41 @@ void Products::many_rows(const Weight& weight, Mat x, Mat y, Quantised& x8, bool
   gemm(w, {weight.n_out, in.ld, x.rows, w.ld, in.ld, y.stride, y.type, true}, in, y.data, adds);
 }
 
-void Products::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
+void Products::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                        std::span<const float* const> biases) {
   if (x.rows == 0) return;
   const Scratch read = readable(x);
   x = read;
   if (x.rows <= kMostGemvRows) {
-    gemv(weights, x, ys, false);
+    gemv(weights, x, ys, biases, false);
     return;
   }
   Quantised x8;
   for (size_t i = 0; i < weights.size(); ++i) many_rows(*weights[i], x, ys[i], x8, false);
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (biases[i] != nullptr) add_bias(ys[i], biases[i], context_.stream);
+  }
+}
+
+bool Products::multiply_gated(const GatedWeights& weights, Mat x, Mat y) {
+  if (x.rows == 0 || x.rows > kMostGemvRows) return false;
+  const ResidentWeight gate = weight_for(*weights.gate, y.type, false), up = weight_for(*weights.up, y.type, false);
+  const Scratch read = readable(x);
+  x = read;
+  Gemv call = gemv_of(x);
+  call.gate = weights.act;
+  call.is_gated = true;
+  for (const ResidentWeight& w : {gate, up}) {
+    call.part[call.n_parts++] = {.w = w.data,
+                                 .scale = w.scale,
+                                 .ld = w.ld,
+                                 .n_out = weights.gate->n_out,
+                                 .y = y.data,
+                                 .y_stride = y.stride,
+                                 .y_type = y.type};
+  }
+  multiply_few_rows(call, context_.n_sm, context_.stream);
+  return true;
 }
 
 void Products::multiply_add(const Weight& weight, Mat x, Mat y) {
@@ -176,7 +218,7 @@ void Products::multiply_add(const Weight& weight, Mat x, Mat y) {
   x = read;
   if (x.rows <= kMostGemvRows) {
     const Weight* const weights[] = {&weight};
-    gemv(weights, x, {&y, 1}, true);
+    gemv(weights, x, {&y, 1}, {}, true);
     return;
   }
   Quantised x8;
@@ -187,12 +229,9 @@ void Products::scores(const ResidentWeight& b, int64_t n_b, Mat a, Mat y) {
   gemm(b, {n_b, a.cols, a.rows, b.ld, a.stride, y.stride, y.type}, {a.data, a.stride}, y.data);
 }
 
-void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, bool adds) {
-  Gemv call;
-  call.x = reinterpret_cast<const __nv_bfloat16*>(x.data);
-  call.x_stride = x.stride;
-  call.n_in = x.cols;
-  call.n_rows = static_cast<int>(x.rows);
+void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                    std::span<const float* const> biases, bool adds) {
+  Gemv call = gemv_of(x);
   const auto launch = [&] {
     if (call.n_parts > 0) multiply_few_rows(call, context_.n_sm, context_.stream);
     call.n_parts = 0;
@@ -201,7 +240,15 @@ void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<con
     const ResidentWeight w = weight_for(*weights[i], ys[i].type, adds);
     const bool alike = call.n_parts == 0 || (call.part[0].scale == nullptr) == (w.scale == nullptr);
     if (call.n_parts == kMostGemvWeights || !alike) launch();
-    call.part[call.n_parts++] = {w.data, w.scale, w.ld, weights[i]->n_out, ys[i].data, ys[i].stride, ys[i].type, adds};
+    call.part[call.n_parts++] = {.w = w.data,
+                                 .scale = w.scale,
+                                 .bias = biases.empty() ? nullptr : biases[i],
+                                 .ld = w.ld,
+                                 .n_out = weights[i]->n_out,
+                                 .y = ys[i].data,
+                                 .y_stride = ys[i].stride,
+                                 .y_type = ys[i].type,
+                                 .adds = adds};
   }
   launch();
 }

@@ -42,8 +42,12 @@ class Products {
   // kMostGemvRows rows, round each row of x to e4m3, too. Products into float (logits) stay bf16, and so do those of a
   // weight whose n_out is no multiple of 16, which cuBLAS has none for.
 
-  /// y_i = x W_i^T; x [rows, n_in] and the ys float or bf16, any number of rows.
-  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys);
+  /// y_i = x W_i^T + bias_i; x [rows, n_in] and the ys float or bf16, any number of rows. biases: GPU memory, one for
+  /// each weight, null: none; or empty.
+  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                std::span<const float* const> biases);
+  /// y = act(gate x) * (up x), bf16, where that is one launch: for few rows. -> whether it was done
+  bool multiply_gated(const GatedWeights& weights, Mat x, Mat y);
   /// y += x W^T; y float.
   void multiply_add(const Weight& weight, Mat x, Mat y);
   /// y = a b^T of any rows in bf16, which begin at 16-byte boundaries: a [n_a, n_in], b [n_b, n_in], y [n_a, n_b]
@@ -103,7 +107,8 @@ class Products {
   void set_scales(const Plan& plan, const float* w_scale, const float* x_scale);
   void many_rows(const Weight& weight, Mat x, Mat y, Quantised& x8, bool adds);
   void gemm(const ResidentWeight& w, const Shape& shape, const Input& x, void* y, bool adds = false);
-  void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, bool adds);
+  void gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+            std::span<const float* const> biases, bool adds);
   /// x as the products read it: bf16 on 16-byte boundaries; a copy where it is not that.
   Scratch readable(Mat x);
 

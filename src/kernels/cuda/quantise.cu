@@ -47,7 +47,7 @@ __global__ void quantise_rows_kernel(const T* x, int64_t stride, bool is_wide, i
 
 }  // namespace
 
-void quantise_rows(Mat x, uint8_t* to, int64_t ld, float* scale, cudaStream_t stream) {
+void quantise_rows(Mat x, uint8_t* to, int64_t ld, float* scale, Stream stream) {
   if (x.rows == 0) return;
   with_type(x.type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

@@ -6,12 +6,13 @@
 #include <cstdint>
 
 #include "attention/device.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
 /// to[r][c] = x[r][c] / scale[r], rounded to the nearest e4m3, scale[r] being the row's largest magnitude / 448; a row
 /// of zeros has scale 0. Rows of `to` stand `ld` bytes apart, ld a multiple of 16 and at least x.cols, with zeros from
 /// x.cols on.
-void quantise_rows(Mat x, uint8_t* to, int64_t ld, float* scale, cudaStream_t stream);
+void quantise_rows(Mat x, uint8_t* to, int64_t ld, float* scale, Stream stream);
 
 }  // namespace winnow::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec_inl.h"
 
@@ -71,21 +72,30 @@ __device__ float block_sum(float x) {
   return warp_sum(x);
 }
 
-/// One block for each row; the second reading of the row comes from the cache.
+/// One block for each row. A thread keeps its first eight values; more are read again from the cache.
 template <typename X, typename Y>
 __global__ void rms_norm_kernel(Rows<X> x, const float* weight, float eps, Rows<Y> y, int64_t cols) {
+  const int64_t row = blockIdx.x, first = 8 * static_cast<int64_t>(threadIdx.x), step = 8 * blockDim.x;
+  float mine[8] = {}, w[8] = {};
+  if (first < cols) load_some(weight + first, cols - first, true, w);
   take_turn();
-  const int64_t row = blockIdx.x;
+  if (first < cols) x.load(row, first, cols, mine);
   float sum = 0;
-  for (int64_t col = 8 * static_cast<int64_t>(threadIdx.x); col < cols; col += 8 * blockDim.x) {
+#pragma unroll
+  for (const float value : mine) sum += value * value;
+  for (int64_t col = first + step; col < cols; col += step) {
     float v[8];
     x.load(row, col, cols, v);
 #pragma unroll
     for (const float value : v) sum += value * value;
   }
   const float scale = 1 / sqrtf(block_sum(sum) / static_cast<float>(cols) + eps);
-  for (int64_t col = 8 * static_cast<int64_t>(threadIdx.x); col < cols; col += 8 * blockDim.x) {
-    float v[8], w[8];
+  if (first >= cols) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) mine[i] = mine[i] * scale * w[i];
+  y.store(row, first, cols, mine);
+  for (int64_t col = first + step; col < cols; col += step) {
+    float v[8];
     x.load(row, col, cols, v);
     load_some(weight + col, cols - col, true, w);
 #pragma unroll
@@ -131,8 +141,13 @@ __device__ float2 turn_of(int32_t position, float frequency, float magnitude) {
 }
 
 struct RopeCall {
-  int64_t stride;
-  int32_t n_head, head_dim, half;
+  struct Heads {
+    void* data;
+    int64_t stride;
+    int32_t n;
+  };
+  Heads q, k;
+  int32_t head_dim, half;
   bool neox;
   float magnitude;
   const float* frequency;
@@ -141,7 +156,7 @@ struct RopeCall {
 
 /// One block for each row, or several that share its heads: the row's turns once, then the heads.
 template <typename T>
-__global__ void rope_kernel(T* data, RopeCall call) {
+__global__ void rope_kernel(const __grid_constant__ RopeCall call) {
   extern __shared__ float2 turns[];  // [half]
   const int64_t row = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x); i < call.half; i += static_cast<int>(blockDim.x)) {
@@ -149,24 +164,19 @@ __global__ void rope_kernel(T* data, RopeCall call) {
   }
   take_turn();
   __syncthreads();
-  const int n = call.n_head * call.half;
+  const int n = (call.q.n + call.k.n) * call.half;
   const int step = static_cast<int>(blockDim.x * gridDim.y);
   for (int item = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); item < n; item += step) {
-    const int i = item % call.half;
-    T* head = data + row * call.stride + static_cast<int64_t>(item / call.half) * call.head_dim;
+    const int i = item % call.half, index = item / call.half;
+    const RopeCall::Heads& heads = index < call.q.n ? call.q : call.k;
+    const int64_t of_row = index < call.q.n ? index : index - call.q.n;
+    T* head = static_cast<T*>(heads.data) + row * heads.stride + of_row * call.head_dim;
     T& first = head[call.neox ? i : 2 * i];
     T& second = head[call.neox ? i + call.half : 2 * i + 1];
     const float a = to_float(first), b = to_float(second);
     first = from_float<T>(a * turns[i].x - b * turns[i].y);
     second = from_float<T>(a * turns[i].y + b * turns[i].x);
   }
-}
-
-template <Gate kind>
-__device__ float activate(float x) {
-  if constexpr (kind == Gate::silu) return x / (1 + expf(-x));
-  constexpr float kRoot = 0.7978845608F;  // sqrt(2 / pi)
-  return 0.5F * x * (1 + tanhf(kRoot * (x + 0.044715F * x * x * x)));
 }
 
 template <Gate kind, typename G, typename U, typename Y>
@@ -222,7 +232,7 @@ __global__ void softcap_kernel(Rows<X> x, float softcap, int64_t n_rows, int64_t
 
 }  // namespace
 
-void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, cudaStream_t stream) {
+void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, Stream stream) {
   if (to.rows == 0) return;
   const Grid grid(to.rows, to.cols);
   with_type(from.type, [&](auto* f) {
@@ -235,7 +245,7 @@ void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, cudaStream_t 
   });
 }
 
-void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream) {
+void rms_norm(Mat x, const float* weight, float eps, Mat y, Stream stream) {
   if (x.rows == 0) return;
   // Few rows: more threads each, since nothing else fills the machine.
   const unsigned threads = x.rows < 256 ? 1024 : kThreads;
@@ -249,7 +259,7 @@ void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream)
   });
 }
 
-void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t stream) {
+void rms_norm_heads(HeadsView x, const float* weight, float eps, Stream stream) {
   if (x.n_rows == 0) return;
   constexpr int64_t kWarps = kThreads / 32;
   const auto n_blocks = static_cast<unsigned>((x.n_rows * x.n_head + kWarps - 1) / kWarps);
@@ -262,23 +272,28 @@ void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t st
   });
 }
 
-void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream_t stream) {
-  if (x.n_rows == 0) return;
-  const RopeCall call = {x.stride,  x.n_head,       args.head_dim,  args.n_rot / 2,
-                         args.neox, args.magnitude, args.frequency, position};
+void rope(HeadsView q, HeadsView k, const RopeArgs& args, const int32_t* position, Stream stream) {
+  if (q.n_rows == 0) return;
+  const RopeCall call = {{q.data, q.stride, q.n_head},
+                         {k.data, k.stride, k.n_head},
+                         args.head_dim,
+                         args.n_rot / 2,
+                         args.neox,
+                         args.magnitude,
+                         args.frequency,
+                         position};
   const size_t shared = static_cast<size_t>(call.half) * sizeof(float2);
-  with_type(x.type, [&](auto* tag) {
+  // Few rows: a block for every pass over the heads, since nothing else fills the machine.
+  const int64_t n_passes = (int64_t{call.q.n + call.k.n} * call.half + kThreads - 1) / kThreads;
+  const dim3 grid(static_cast<unsigned>(q.n_rows),
+                  q.n_rows < 64 ? static_cast<unsigned>(std::max<int64_t>(n_passes, 1)) : 1);
+  with_type(q.type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    auto* data = reinterpret_cast<T*>(x.data);
-    // Few rows: a block for every pass over the heads, since nothing else fills the machine.
-    const int64_t n_passes = (int64_t{call.n_head} * call.half + kThreads - 1) / kThreads;
-    const dim3 grid(static_cast<unsigned>(x.n_rows),
-                    x.n_rows < 64 ? static_cast<unsigned>(std::max<int64_t>(n_passes, 1)) : 1);
-    launch_early({grid, kThreads, shared, stream, "launching rope"}, rope_kernel<T>, data, call);
+    launch_early({grid, kThreads, shared, stream, "launching rope"}, rope_kernel<T>, call);
   });
 }
 
-void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream) {
+void gated(Mat gate, Mat up, Gate kind, Mat y, Stream stream) {
   if (gate.rows == 0) return;
   const Grid grid(gate.rows, gate.cols);
   const auto launch = [&](auto* g, auto* u, auto* o) {
@@ -298,7 +313,7 @@ void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream) {
   });
 }
 
-void add(Mat x, Mat y, cudaStream_t stream) {
+void add(Mat x, Mat y, Stream stream) {
   if (x.rows == 0) return;
   const Grid grid(x.rows, x.cols);
   with_type(x.type, [&](auto* a) {
@@ -311,7 +326,7 @@ void add(Mat x, Mat y, cudaStream_t stream) {
   });
 }
 
-void add_bias(Mat x, const float* bias, cudaStream_t stream) {
+void add_bias(Mat x, const float* bias, Stream stream) {
   if (x.rows == 0) return;
   const Grid grid(x.rows, x.cols);
   with_type(x.type, [&](auto* a) {
@@ -321,7 +336,7 @@ void add_bias(Mat x, const float* bias, cudaStream_t stream) {
   });
 }
 
-void scale_softcap(Mat x, float softcap, cudaStream_t stream) {
+void scale_softcap(Mat x, float softcap, Stream stream) {
   if (x.rows == 0) return;
   const Grid grid(x.rows, x.cols);
   with_type(x.type, [&](auto* a) {

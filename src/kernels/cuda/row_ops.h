@@ -5,18 +5,20 @@
 #include <cuda_runtime.h>
 
 #include "attention/device.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
 /// to = scale * from, row by row; `rows` (on the GPU) names from's rows, null: the same ones.
-void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, cudaStream_t stream);
-void rms_norm(Mat x, const float* weight, float eps, Mat y, cudaStream_t stream);
-void rms_norm_heads(HeadsView x, const float* weight, float eps, cudaStream_t stream);
-/// args.frequency and `position` [x.n_rows] are GPU memory.
-void rope(HeadsView x, const RopeArgs& args, const int32_t* position, cudaStream_t stream);
-void gated(Mat gate, Mat up, Gate kind, Mat y, cudaStream_t stream);
-void add(Mat x, Mat y, cudaStream_t stream);
-void add_bias(Mat x, const float* bias, cudaStream_t stream);
-void scale_softcap(Mat x, float softcap, cudaStream_t stream);
+void copy_rows(Mat from, const int32_t* rows, float scale, Mat to, Stream stream);
+void rms_norm(Mat x, const float* weight, float eps, Mat y, Stream stream);
+void rms_norm_heads(HeadsView x, const float* weight, float eps, Stream stream);
+/// Of q and k, which are of the same rows and type; k may have no heads. args.frequency and `position` [q.n_rows] are
+/// GPU memory.
+void rope(HeadsView q, HeadsView k, const RopeArgs& args, const int32_t* position, Stream stream);
+void gated(Mat gate, Mat up, Gate kind, Mat y, Stream stream);
+void add(Mat x, Mat y, Stream stream);
+void add_bias(Mat x, const float* bias, Stream stream);
+void scale_softcap(Mat x, float softcap, Stream stream);
 
 }  // namespace winnow::cuda

@@ -16,7 +16,7 @@ struct SetsCall {
   const float* mass = nullptr;       // [n_set * n_together, max_slots] what probe rows spend
   float* sum = nullptr;              // [n_set, max_slots] over the heads of a set
   int32_t* taken = nullptr;          // [n_set, max_slots] 1 for slots of the set; their inclusive sums after `end_sets`
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 
 /// The core's choice: fills `sum` with votes, and `taken`.
@@ -76,7 +76,7 @@ struct SetLists {
   int32_t* column_ptr = nullptr;  // [n_set * n_block_q + 1]
   int32_t* column_end = nullptr;  // [n_set * n_block_q]
   int32_t* block_ptr = nullptr;   // [n_set * n_block_q + 1]
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 };
 size_t set_lists_work_bytes(const SetLists& call);
 void measure_sets(const SetLists& call);

@@ -52,7 +52,6 @@ __device__ void store_fp8(std::byte* row, int chunk, const float (&v)[8]) {
 template <typename T>
 __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __grid_constant__ StoreArgs v,
                                   bool is_wide) {
-  take_turn();
   const StoreArgs& args = blockIdx.y == 0 ? k : v;
   const HeadsView& from = args.rows;
   const int32_t chunks = from.head_dim / 8;
@@ -61,12 +60,14 @@ __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __g
   const auto chunk = static_cast<int>(mine ? item % chunks : 0);
   const auto head = static_cast<int32_t>(mine ? item / chunks % from.n_head : 0);
   const int64_t r = mine ? item / chunks / from.n_head : 0;
+  const int64_t slot = args.first_slot[head] + r;
+  const int64_t index = args.first_block[head] + slot / kBlockSlots;
+  take_turn();
   float values[8];
   load_some(reinterpret_cast<const T*>(from.data) + r * from.stride + head * from.head_dim + 8 * chunk, 8, is_wide,
             values);
-  const int64_t slot = args.first_slot[head] + r;
   // The address is read only by threads that have a row: beyond the last there may be no block.
-  std::byte* block = mine ? const_cast<std::byte*>(args.blocks[args.first_block[head] + slot / kBlockSlots]) : nullptr;
+  std::byte* block = mine ? const_cast<std::byte*>(args.blocks[index]) : nullptr;
   const int64_t within = slot % kBlockSlots;
   if (args.type == Type::q8_0) {
     store_q8_0(block + within * (from.head_dim / 32 * 34), chunk, values, mine);
@@ -85,7 +86,7 @@ __global__ void store_rows_kernel(const __grid_constant__ StoreArgs k, const __g
 
 }  // namespace
 
-void store_rows(const StoreArgs& k, const StoreArgs& v, cudaStream_t stream) {
+void store_rows(const StoreArgs& k, const StoreArgs& v, Stream stream) {
   const HeadsView& rows = k.rows;
   if (rows.n_rows == 0) return;
   const int64_t items = rows.n_rows * rows.n_head * (rows.head_dim / 8);

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "attention/device.h"
+#include "kernels/cuda/stream.h"
 
 namespace winnow::cuda {
 
@@ -16,6 +17,6 @@ struct StoreArgs {
 };
 
 /// Rounds as encode_row_plain (kernels/rows.h) does, bit by bit.
-void store_rows(const StoreArgs& k, const StoreArgs& v, cudaStream_t stream);
+void store_rows(const StoreArgs& k, const StoreArgs& v, Stream stream);
 
 }  // namespace winnow::cuda

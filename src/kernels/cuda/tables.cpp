@@ -18,24 +18,55 @@ bool equal(std::span<const std::byte> a, std::span<const std::byte> b) {
 
 }  // namespace
 
+void Tables::begin_step() {
+  in_step_ = true;
+  step_began_ = clock_;
+  n_asked_ = 0;
+}
+
 const std::byte* Tables::put_bytes(std::span<const std::byte> bytes) {
   if (bytes.empty()) return nullptr;
-  ++clock_;
-  Entry* oldest = nullptr;
-  for (Entry& entry : entries_) {
-    if (equal(entry.shadow, bytes)) {
-      entry.used = clock_;
-      return entry.data.get();
-    }
-    if (oldest == nullptr || entry.used < oldest->used) oldest = &entry;
+  const size_t index = in_step_ ? entry_in_step(bytes) : entry_of(bytes);
+  entries_[index].used = ++clock_;
+  return entries_[index].data.get();
+}
+
+size_t Tables::entry_of(std::span<const std::byte> bytes) {
+  const auto equals = [&](const Entry& entry) { return equal(entry.shadow, bytes); };
+  const auto found = std::find_if(entries_.begin(), entries_.end(), equals);
+  return found != entries_.end() ? static_cast<size_t>(found - entries_.begin()) : make_entry(bytes);
+}
+
+size_t Tables::entry_in_step(std::span<const std::byte> bytes) {
+  if (n_asked_ == asked_for_.size()) asked_for_.push_back(entries_.size());
+  size_t& index = asked_for_[n_asked_++];
+  if (index < entries_.size() && equal(entries_[index].shadow, bytes)) return index;
+  // Only among those of this step: two tables that happen to be equal in one step would change places in the next.
+  const auto equals = [&](const Entry& entry) { return !free_in_step(entry) && equal(entry.shadow, bytes); };
+  const auto found = std::find_if(entries_.begin(), entries_.end(), equals);
+  if (found != entries_.end()) return index = static_cast<size_t>(found - entries_.begin());
+  if (index < entries_.size() && free_in_step(entries_[index]) && entries_[index].shadow.size() == bytes.size()) {
+    // Launches that wait are of this step: none of them reads this one.
+    Entry& own = entries_[index];
+    own.shadow.assign(bytes.begin(), bytes.end());
+    context_.transfers.upload(own.data.get(), bytes.data(), bytes.size(), When::ahead);
+    return index;
   }
-  if (entries_.size() < kKept) oldest = &entries_.emplace_back();
-  // A new buffer: the old one may still be read by kernels that wait for their turn; it comes back in their order.
-  oldest->data = context_.memory.lend(bytes.size());
-  oldest->shadow.assign(bytes.begin(), bytes.end());
-  oldest->used = clock_;
-  context_.transfers.upload(oldest->data.get(), bytes.data(), bytes.size());
-  return oldest->data.get();
+  return index = make_entry(bytes);
+}
+
+/// In a new buffer, whose upload comes behind whatever still uses it.
+size_t Tables::make_entry(std::span<const std::byte> bytes) {
+  const auto older = [](const Entry& a, const Entry& b) { return a.used < b.used; };
+  auto entry = std::min_element(entries_.begin(), entries_.end(), older);
+  if (entries_.size() < kKept || (in_step_ && !free_in_step(*entry))) {
+    entries_.emplace_back();
+    entry = entries_.end() - 1;
+  }
+  entry->data = context_.memory.lend(bytes.size());
+  entry->shadow.assign(bytes.begin(), bytes.end());
+  context_.transfers.upload(entry->data.get(), bytes.data(), bytes.size());
+  return static_cast<size_t>(entry - entries_.begin());
 }
 
 const float* Parameters::get(const float* values, int64_t n) {
@@ -113,19 +144,26 @@ DeviceBlocks KvTables::blocks_of(Entry& entry, const Rows& k, const Rows& v, Pat
           entry.k.stride};
 }
 
+/// Ahead of launches that wait, unless they may read the entry's tables as they are.
+void KvTables::apply(Patches& patches, Entry& entry) {
+  patches.apply(entry.turn == context_.stream.turn() ? When::in_turn : When::ahead);
+  entry.turn = context_.stream.turn();
+}
+
 DeviceBlocks KvTables::of(std::span<const KvTarget> target) {
   Rows k, v;
   for (const KvTarget& head : target) {
     k.push_back(std::as_bytes(head.k));
     v.push_back(std::as_bytes(head.v));
   }
-  Patches patches(context_);
-  const DeviceBlocks blocks = blocks_of(entry(target[0].k.data()), k, v, patches);
-  patches.apply();
+  Patches patches(context_, room_);
+  Entry& found = entry(target[0].k.data());
+  const DeviceBlocks blocks = blocks_of(found, k, v, patches);
+  apply(patches, found);
   return blocks;
 }
 
-DeviceKv KvTables::of(const KvView& kv) {
+DeviceKv KvTables::of(const KvView& kv, bool positions) {
   Rows k, v, position, bias;
   std::vector<int32_t> n_slots, identity;
   DeviceKv on_gpu;
@@ -135,7 +173,7 @@ DeviceKv KvTables::of(const KvView& kv) {
     k.push_back(std::as_bytes(head.k));
     v.push_back(std::as_bytes(head.v));
     n_slots.push_back(head.n_slots);
-    moved = moved || head.idx != nullptr;
+    moved = moved || (positions && head.idx != nullptr);
     biased = biased || head.bias != nullptr;
     on_gpu.max_slots = std::max(on_gpu.max_slots, head.n_slots);
   }
@@ -151,7 +189,7 @@ DeviceKv KvTables::of(const KvView& kv) {
     if (biased) bias.push_back(std::as_bytes(std::span(head.bias != nullptr ? head.bias : no_bias.data(), n)));
   }
   Entry& found = entry(kv.heads[0].k.data());
-  Patches patches(context_);
+  Patches patches(context_, room_);
   on_gpu.blocks = blocks_of(found, k, v, patches);
   on_gpu.n_slots = tables_.put(std::span<const int32_t>(n_slots));
   if (moved) {
@@ -164,7 +202,7 @@ DeviceKv KvTables::of(const KvView& kv) {
     on_gpu.bias = reinterpret_cast<const float*>(found.bias.data.get());
     on_gpu.bias_stride = found.bias.stride;
   }
-  patches.apply();
+  apply(patches, found);
   return on_gpu;
 }
 

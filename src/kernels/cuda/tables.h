@@ -17,7 +17,13 @@ class Tables {
  public:
   explicit Tables(CudaContext& context) : context_(context) {}
 
-  /// The address on the GPU, good for what is launched before kKept more tables were asked for. No values: null.
+  /// In a decode step the table that is asked for next stays, if it can, where the one that the step before asked for
+  /// then stood, so that launches are the same from step to step; and tables go up ahead of launches that wait.
+  void begin_step();
+  void end_step() { in_step_ = false; }
+
+  /// The address on the GPU, good for what is launched before kKept more tables were asked for, or before the step
+  /// ends. No values: null.
   template <typename T>
   const T* put(std::span<const T> values) {
     return reinterpret_cast<const T*>(put_bytes(std::as_bytes(values)));
@@ -32,10 +38,18 @@ class Tables {
     uint64_t used = 0;
   };
   const std::byte* put_bytes(std::span<const std::byte> bytes);
+  size_t entry_of(std::span<const std::byte> bytes);
+  size_t entry_in_step(std::span<const std::byte> bytes);
+  bool free_in_step(const Entry& entry) const { return entry.used <= step_began_; }
+  size_t make_entry(std::span<const std::byte> bytes);
 
   CudaContext& context_;
   std::vector<Entry> entries_;
   uint64_t clock_ = 0;
+  bool in_step_ = false;
+  uint64_t step_began_ = 0;        // by the clock
+  std::vector<size_t> asked_for_;  // the entries of the tables of a step, in the order in which it asks for them
+  size_t n_asked_ = 0;
 };
 
 /// Parameter vectors of a model, known by their address; contents are compared, since an address may be used again.
@@ -77,7 +91,8 @@ class KvTables {
  public:
   KvTables(CudaContext& context, Tables& tables) : context_(context), tables_(tables) {}
 
-  DeviceKv of(const KvView& kv);
+  /// Positions are left out where the host has found out already what each row sees.
+  DeviceKv of(const KvView& kv, bool positions = true);
   DeviceBlocks of(std::span<const KvTarget> target);
 
  private:
@@ -91,17 +106,20 @@ class KvTables {
   struct Entry {
     Ragged k{8, 0, {}, {}}, v{8, 0, {}, {}}, position{4, 0, {}, {}}, bias{4, 0, {}, {}};
     uint64_t used = 0;
+    uint64_t turn = 0;  // of the stream when it was asked for last: who reads it may still wait
   };
   using Rows = std::vector<std::span<const std::byte>>;
 
   Entry& entry(const void* key);
   void update(Ragged& table, const Rows& rows, Patches& patches);
   void replace(Ragged& table, const Rows& rows);
+  void apply(Patches& patches, Entry& entry);
   DeviceBlocks blocks_of(Entry& entry, const Rows& k, const Rows& v, Patches& patches);
 
   CudaContext& context_;
   Tables& tables_;
   std::unordered_map<const void*, Entry> entries_;  // by the address of the first head's block list
+  Patches::Room room_;
   uint64_t clock_ = 0;
 };
 

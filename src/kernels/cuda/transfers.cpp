@@ -8,7 +8,7 @@
 
 namespace winnow::cuda {
 
-Transfers::Transfers(cudaStream_t stream) : stream_(stream) {
+Transfers::Transfers(Stream stream) : stream_(stream) {
   void* memory = nullptr;
   check(cudaMallocHost(&memory, kPieces * kPiece), "allocating pinned memory");
   ring_ = static_cast<std::byte*>(memory);
@@ -32,7 +32,7 @@ std::byte* Transfers::stage(size_t bytes) {
   WINNOW_ASSERT(bytes <= kPiece);
   filled_ = (filled_ + kAlignment - 1) / kAlignment * kAlignment;
   if (filled_ + bytes > kPiece) {
-    check(cudaEventRecord(done_[piece_], stream_), "recording an event");
+    check(cudaEventRecord(done_[piece_], stream_.at(When::ahead)), "recording an event");
     piece_ = (piece_ + 1) % kPieces;
     filled_ = 0;
     check(cudaEventSynchronize(done_[piece_]), "waiting for a copy");
@@ -42,16 +42,16 @@ std::byte* Transfers::stage(size_t bytes) {
   return staged;
 }
 
-void Transfers::upload_staged(void* to, const std::byte* staged, size_t bytes) {
-  check(cudaMemcpyAsync(to, staged, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+void Transfers::upload_staged(void* to, const std::byte* staged, size_t bytes, When when) {
+  check(cudaMemcpyAsync(to, staged, bytes, cudaMemcpyHostToDevice, stream_.at(when)), "copying to the GPU");
 }
 
-void Transfers::upload(void* to, const void* from, size_t bytes) {
+void Transfers::upload(void* to, const void* from, size_t bytes, When when) {
   for (size_t begin = 0; begin < bytes; begin += kPiece) {
     const size_t n = std::min(kPiece, bytes - begin);
     std::byte* staged = stage(n);
     std::memcpy(staged, static_cast<const std::byte*>(from) + begin, n);
-    upload_staged(static_cast<std::byte*>(to) + begin, staged, n);
+    upload_staged(static_cast<std::byte*>(to) + begin, staged, n, when);
   }
 }
 

@@ -9,21 +9,23 @@
 #include <functional>
 #include <span>
 
+#include "kernels/cuda/stream.h"
+
 namespace winnow::cuda {
 
 class Transfers {
  public:
-  explicit Transfers(cudaStream_t stream);
+  explicit Transfers(Stream stream);
   ~Transfers();
   Transfers(const Transfers&) = delete;
   Transfers& operator=(const Transfers&) = delete;
 
   /// Copies to the GPU; `from` may change as soon as this returns.
-  void upload(void* to, const void* from, size_t bytes);
+  void upload(void* to, const void* from, size_t bytes, When when = When::in_turn);
   /// `bytes` of pinned memory to write to, and the copy of what was written there: an upload without a copy on the
   /// host. At most kPiece bytes; nothing else may be uploaded in between.
   std::byte* stage(size_t bytes);
-  void upload_staged(void* to, const std::byte* staged, size_t bytes);
+  void upload_staged(void* to, const std::byte* staged, size_t bytes, When when = When::in_turn);
   /// Copies to the host and waits until it is done.
   void download(void* to, const void* from, size_t bytes);
   /// The same, piece by piece into what take(piece, where it begins in bytes) makes of it.
@@ -35,7 +37,7 @@ class Transfers {
  private:
   static constexpr size_t kPieces = 8;
 
-  cudaStream_t stream_;
+  Stream stream_;
   std::byte* ring_ = nullptr;                // kPieces of kPiece bytes
   std::byte* down_ = nullptr;                // two pieces
   size_t piece_ = 0;                         // the one that is being filled

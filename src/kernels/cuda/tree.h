@@ -20,7 +20,7 @@ struct TreeCall {
   int32_t* found = nullptr;       // [n_list, n_keep] key blocks from the sinks on, ascending
   int32_t* block_ptr = nullptr;   // [n_list + 1]
   int32_t* column_ptr = nullptr;  // [n_list + 1]
-  cudaStream_t stream = nullptr;
+  Stream stream = {};
 
   __host__ __device__ int32_t n_block_q() const;
 };

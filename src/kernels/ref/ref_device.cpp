@@ -49,8 +49,9 @@ void RefDevice::linear(const Weight& weight, Mat x, Mat y, const float* bias) {
   });
 }
 
-void RefDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) {
-  for (size_t i = 0; i < weights.size(); ++i) linear(*weights[i], x, ys[i], nullptr);
+void RefDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                            std::span<const float* const> biases) {
+  for (size_t i = 0; i < weights.size(); ++i) linear(*weights[i], x, ys[i], biases.empty() ? nullptr : biases[i]);
 }
 
 void RefDevice::embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) {

@@ -16,7 +16,8 @@ class RefDevice : public HostDevice {
 
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights) override;
   void linear(const Weight& weight, Mat x, Mat y, const float* bias) override;
-  void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys) override;
+  void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                   std::span<const float* const> biases) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
