@@ -2,6 +2,8 @@
 // once and used again.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/gpu_fixture.h"
 #include "tiny_engine.h"
@@ -21,13 +23,18 @@ class CudaStep : public test::GpuTest {
     return sequence;
   }
 
+  static std::vector<Sequence*> batch_of(std::vector<Sequence>& sequences) {
+    std::vector<Sequence*> batch(sequences.size());
+    std::ranges::transform(sequences, batch.begin(), [](Sequence& sequence) { return &sequence; });
+    return batch;
+  }
+
   /// A step of five other sequences, whose products are cuBLAS's, between any two steps: so hardly a part of a step
   /// does as many launches as that of the step before.
   static Logits one_by_one(const TinyEngine& tiny, Sequence& sequence, int32_t n_steps) {
     std::vector<Sequence> others;
     for (int32_t n = 1; n <= 5; ++n) others.push_back(read(tiny, {}, n));
-    std::vector<Sequence*> batch;
-    for (Sequence& other : others) batch.push_back(&other);
+    const std::vector<Sequence*> batch = batch_of(others);
     const std::vector<int32_t> tokens(batch.size(), 1);
     const StepCounts before = counts(tiny);
     Logits logits;
@@ -97,10 +104,9 @@ TEST_F(CudaStep, GraphsServeBatches) {
       batch.push_back(read(tiny, {}, static_cast<int32_t>(30 + 50 * i)));
       alone.push_back(batch.back().fork());
     }
-    std::vector<Sequence*> together;
-    for (Sequence& sequence : batch) together.push_back(&sequence);
-    std::vector<Logits> want;
-    for (Sequence& sequence : alone) want.push_back(one_by_one(tiny, sequence, 20));
+    const std::vector<Sequence*> together = batch_of(batch);
+    std::vector<Logits> want(n);
+    for (size_t i = 0; i < n; ++i) want[i] = one_by_one(tiny, alone[i], 20);
     for (int32_t step = 0; step < 20; ++step) {
       const std::vector<int32_t> tokens(n, step);
       const std::vector<float> got = tiny->decode(together, tokens);
