@@ -193,7 +193,7 @@ const MethodInfo& method_sale() {
       .parts = "selector",
       .neutral = "sale(tau=0)",
       .params = kParams,
-      .gpu_min_len = kNeverGains,
+      .gpu_min_len = 8192,
       .knob = {.param = "tau", .dense = 0.0001, .sparse = 0.2, .geometric = true},
       .texts = kTexts,
       .make = make,
