@@ -6,109 +6,17 @@
 // bank conflicts.
 #include <algorithm>
 
-#include "kernels/cuda/attention.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/mma_sm80.cuh"
+#include "kernels/cuda/portable_keys.cuh"
 
 namespace winnow::cuda {
+namespace portable {
 namespace {
 
 constexpr float kLog2e = 1.44269504088896F;
 constexpr float kLn2 = 0.693147180559945F;
-constexpr int32_t kTile = kVoteSlots;  // keys multiplied at a time
 constexpr int32_t kKeyTiles = kTile / 8;
-
-struct PortableJob {
-  ManyRows call;
-  Lists lists;
-  bool has_lists = false;
-  int32_t n_stages = 2;  // tiles of K and V that there is room for: 1 or 2
-};
-
-/// The keys of one tile: slots from `begin` on, or list entries.
-struct Keys {
-  int32_t begin = 0;
-  int32_t n = 0;
-  const int32_t* column = nullptr;  // null: consecutive slots
-
-  __device__ int32_t slot(int32_t i) const { return i >= n ? -1 : column == nullptr ? begin + i : column[i]; }
-};
-
-/// The tiles of one list (or of all slots) of which slots in [begin, end) may be seen, in the order of the votes.
-class Walk {
- public:
-  __device__ Walk(const PortableJob& job, int32_t head, int64_t first_row, int2 seen)
-      : begin_(seen.x), end_(seen.y), has_lists_(job.has_lists) {
-    if (!has_lists_) {
-      at_ = begin_ / kTile;
-      return;
-    }
-    const Lists& lists = job.lists;
-    const int64_t list = lists.list(head, static_cast<int32_t>((job.call.first_row + first_row) / lists.block_q));
-    column_ = lists.column + lists.column_ptr[list];
-    n_columns_ = lists.column_end[list] - lists.column_ptr[list];
-    block_begin_ = lists.block_begin + lists.block_ptr[list];
-    pieces_ = lists.block_k / kTile;
-    n_pieces_ = (lists.block_ptr[list + 1] - lists.block_ptr[list]) * pieces_;
-  }
-
-  /// Goes on to the next tile; false at the end.
-  __device__ bool next(Keys& keys) {
-    if (!has_lists_) {
-      keys = {at_++ * kTile, kTile, nullptr};
-      return keys.begin < end_;
-    }
-    for (; at_ * kTile < n_columns_; ++at_) {
-      keys = {0, min(kTile, n_columns_ - at_ * kTile), column_ + at_ * kTile};
-      if (keys.column[0] >= end_ || keys.column[keys.n - 1] < begin_) continue;
-      ++at_;
-      return true;
-    }
-    while (piece_ < n_pieces_) {
-      keys = {block_begin_[piece_ / pieces_] + piece_ % pieces_ * kTile, kTile, nullptr};
-      if (keys.begin >= end_) return false;  // begins ascend
-      ++piece_;
-      if (keys.begin + kTile > begin_) return true;
-    }
-    return false;
-  }
-
- private:
-  int32_t begin_, end_;
-  bool has_lists_;
-  int32_t at_ = 0;     // tile of slots or of columns
-  int32_t piece_ = 0;  // tile of the key blocks
-  int32_t pieces_ = 1, n_pieces_ = 0, n_columns_ = 0;
-  const int32_t* column_ = nullptr;
-  const int32_t* block_begin_ = nullptr;
-};
-
-/// Whether any thread of four warps says yes; each such group of a block needs a barrier of its own.
-template <int32_t kBarrier>
-__device__ __forceinline__ bool any_of_four_warps(bool mine) {
-  uint32_t any = 0;
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      "setp.ne.u32 p, %1, 0;\n"
-      "barrier.cta.red.or.pred q, %2, 128, p;\n"
-      "selp.u32 %0, 1, 0, q;\n"
-      "}\n"
-      : "=r"(any)
-      : "r"(static_cast<uint32_t>(mine)), "n"(kBarrier)
-      : "memory");
-  return any != 0;
-}
-
-__device__ __forceinline__ float largest_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_quad(float x) {
-  x += __shfl_xor_sync(~0U, x, 1);
-  return x + __shfl_xor_sync(~0U, x, 2);
-}
 
 /// One block: kRows rows of one head.
 template <int32_t kDim, int32_t kRows>
@@ -126,7 +34,7 @@ class RowBlock {
     return kQueriesStay ? rings + kQueryBytes : std::max(rings, kQueryBytes);
   }
 
-  __device__ RowBlock(const PortableJob& job, char* memory, int32_t (*slots)[kTile])
+  __device__ RowBlock(const Job& job, char* memory, int32_t (*slots)[kTile])
       : job_(job),
         call_(job.call),
         memory_(memory),
@@ -139,8 +47,7 @@ class RowBlock {
         threshold_(call_.skip == nullptr ? -INFINITY : call_.skip[head_] * kLog2e),
         factor_(remaining_factor()) {
     const int64_t last = min(first_row_ + kRows, call_.q.n_rows) - 1;
-    const int2 first_sees = seen_by(first_row_);
-    const int2 last_sees = seen_by(last);
+    const int2 first_sees = seen_by(first_row_), last_sees = seen_by(last);
     any_ = {first_sees.x, last_sees.y};
     all_ = {last_sees.x, first_sees.y};
 #pragma unroll
@@ -154,8 +61,7 @@ class RowBlock {
   __device__ void run() {
     load_queries();
     Walk walk(job_, head_, first_row_, any_);
-    Keys keys;
-    Keys next;
+    Keys keys, next;
     bool more = walk.next(keys);
     if (more) load(keys, 0);
     copy_async_commit();
@@ -355,8 +261,7 @@ class RowBlock {
   /// The online softmax: logits become probabilities relative to the new maximum.
   __device__ void add(const float (&largest)[2], float (&s)[kKeyTiles][4]) {
     const bool grows = largest[0] > max_[0] || largest[1] > max_[1];
-    float base[2];
-    float shrink[2];
+    float base[2], shrink[2];
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
       const float max = fmaxf(max_[i], largest[i]);
@@ -424,7 +329,7 @@ class RowBlock {
     if (lane_ == 0 && n > 0) atomicAdd(call_.computed, static_cast<unsigned long long>(n));
   }
 
-  const PortableJob& job_;
+  const Job& job_;
   const ManyRows& call_;
   char* memory_;
   int32_t (*slots_)[kTile];  // of a stage's columns
@@ -446,7 +351,7 @@ class RowBlock {
 
 template <int32_t kDim, int32_t kRows>
 __global__ void __launch_bounds__(kRows * 2, kDim == 64 ? 192 / kRows + kRows / 128 : 128 / kRows)
-    attend_kernel(const __grid_constant__ PortableJob job) {
+    attend_kernel(const __grid_constant__ Job job) {
   extern __shared__ __align__(1024) char memory[];
   __shared__ int32_t slots[2][kTile];
   RowBlock<kDim, kRows> block(job, memory, slots);
@@ -454,7 +359,7 @@ __global__ void __launch_bounds__(kRows * 2, kDim == 64 ? 192 / kRows + kRows / 
 }
 
 template <int32_t kDim, int32_t kRows>
-void launch(PortableJob job) {
+void launch(Job job) {
   using Block = RowBlock<kDim, kRows>;
   int device = 0, limit = 0;
   check(cudaGetDevice(&device), "attend_portable");
@@ -470,7 +375,7 @@ void launch(PortableJob job) {
 }
 
 template <int32_t kDim>
-void launch_dim(const PortableJob& job) {
+void launch_dim(const Job& job) {
   const bool wide = job.call.q.n_rows > 64 && (!job.has_lists || job.lists.block_q == 128);
   if constexpr (kDim < 256) {
     if (wide) return launch<kDim, 128>(job);
@@ -479,16 +384,17 @@ void launch_dim(const PortableJob& job) {
 }
 
 }  // namespace
+}  // namespace portable
 
 void attend_portable(const ManyRows& call) {
   if (call.q.n_rows == 0) return;
-  PortableJob job;
+  portable::Job job;
   job.call = call;
   job.has_lists = call.lists != nullptr;
   if (job.has_lists) job.lists = *call.lists;
-  if (call.kv.dim == 64) return launch_dim<64>(job);
-  if (call.kv.dim == 128) return launch_dim<128>(job);
-  launch_dim<256>(job);
+  if (call.kv.dim == 64) return portable::launch_dim<64>(job);
+  if (call.kv.dim == 128) return portable::launch_dim<128>(job);
+  portable::launch_dim<256>(job);
 }
 
 }  // namespace winnow::cuda
