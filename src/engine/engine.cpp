@@ -318,7 +318,9 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
               model_->rope(layer),
               *device_};
     std::vector<float> skip;
-    if (attention.window == 0) skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);
+    if (attention.window == 0 && position[i] + 1 >= sequence.policy_.skip_break_even()) {
+      skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);
+    }
     const Selection selection = choose_row(sequence, site);
     device_->attend({.q = site.q,
                      .kv = site.kv,

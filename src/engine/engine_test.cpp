@@ -2,6 +2,7 @@
 // logits are those of one plain prefill.
 #include "engine/engine.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "tiny_engine.h"
@@ -66,6 +67,18 @@ TEST_P(EngineTest, EveryStorageTypeOfTheCacheStaysNearFloat32) {
       for (const int32_t token : std::span(tokens).subspan(140)) logits = tiny->decode(sequence, token);
       EXPECT_LT(relative_distance(logits, want), bound + products) << type_info(type).name << " on " << device;
     }
+  }
+}
+
+TEST_P(EngineTest, NothingIsSkippedBelowTheBreakEven) {
+  const TinyEngine tiny(GetParam());
+  const std::vector<int32_t> tokens = random_tokens(300);
+  for (const bool skips : {true, false}) {
+    Sequence sequence = tiny.start({fmt::format("blasst(prefill=0, decode=299, min_len={})", skips ? 301 : 330)});
+    tiny->prefill(sequence, tokens);
+    for (int32_t token = 0; token < 10; ++token) tiny->decode(sequence, token);
+    const AttnCounts& counts = sequence.stats().decode_counts;
+    EXPECT_EQ(counts.computed < counts.permitted, skips) << counts.computed << " of " << counts.permitted;
   }
 }
 

@@ -287,7 +287,10 @@ void Prefill::attend(Sequence& sequence, const Site& here, const Selection& sele
   double not_wanted = 0;
   const Stopwatch watch(decode ? not_wanted : sequence.stats_.attend_s);
   std::vector<float> skip;
-  if (here.window == 0) skip = skip_log_lambda(sequence.methods_, !decode, longest_head(here.kv), here.q.n_head);
+  const int64_t n_slots = longest_head(here.kv);
+  if (here.window == 0 && n_slots >= sequence.policy_.skip_break_even()) {
+    skip = skip_log_lambda(sequence.methods_, !decode, n_slots, here.q.n_head);
+  }
   attend_layer(device_, here, selection,
                {.o = here.q,
                 .skip = skip.empty() ? nullptr : skip.data(),

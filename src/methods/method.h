@@ -123,8 +123,8 @@ struct MethodInfo {
       parts;  // "selector", "compressor", "pruner", "skip-softmax", joined by ", "; empty: none, plain attention
   std::string_view neutral;  // a spec of this method whose result equals dense attention: "snapkv(budget=1000000000)"
   // A selector has the parameter "min_len": tokens in the cache below which it answers dense; so has a pruner, which
-  // then drops nothing. Its initial value is the break-even that was measured; the engine looks at it, the method need
-  // not.
+  // then drops nothing, and who skips, which then skips nothing. Its initial value is the break-even that was measured;
+  // the engine looks at it, the method need not.
   std::span<const ParamInfo> params;
   int32_t gpu_min_len = 0;                  // the break-even of GPUs, above 0 where it was measured to be another one
   Knob knob{};                              // of a selector; see knob.h

@@ -76,7 +76,10 @@ Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : s
       if (method.pruner->revives()) takers.reviver = info.name;
     }
     if (method.compressor != nullptr) takers.compressor = info.name;
-    if (method.skip.prefill > 0 || method.skip.decode > 0) take(takers.skip, info.name, "set skip-softmax thresholds");
+    if (method.skip.prefill > 0 || method.skip.decode > 0) {
+      take(takers.skip, info.name, "set skip-softmax thresholds");
+      skip_break_even_ = min_len(spec, info, params, shape);
+    }
     names += fmt::format("{}{}", names.empty() ? "" : " + ", canonical(spec, info, params));
     choices_.push_back({&info, params});
   }

@@ -29,6 +29,8 @@ class Policy {
   int32_t break_even() const { return break_even_; }
   /// The pruner's: with fewer tokens in the sequence nothing is dropped.
   int32_t prune_break_even() const { return prune_break_even_; }
+  /// skip-softmax's: with fewer tokens in the cache nothing is skipped.
+  int32_t skip_break_even() const { return skip_break_even_; }
 
  private:
   struct Choice {
@@ -38,7 +40,7 @@ class Policy {
   std::vector<Choice> choices_;
   MethodShape shape_;
   std::string name_ = "dense";
-  int32_t break_even_ = 0, prune_break_even_ = 0;
+  int32_t break_even_ = 0, prune_break_even_ = 0, skip_break_even_ = 0;
 };
 
 }  // namespace winnow

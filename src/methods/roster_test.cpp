@@ -82,6 +82,16 @@ TEST(Policy, PrunersHaveABreakEvenOfTheirOwn) {
   EXPECT_EQ(Policy(both, kShape).prune_break_even(), 55);
 }
 
+TEST(Policy, SkippingHasABreakEvenOfItsOwn) {
+  const std::vector<std::string> both = {"streaming_llm(min_len=777)", "blasst(min_len=55)"};
+  EXPECT_EQ(Policy(both, kShape).break_even(), 777);
+  EXPECT_EQ(Policy(both, kShape).skip_break_even(), 55);
+  MethodShape gpu = kShape;
+  gpu.on_gpu = true;
+  EXPECT_EQ(Policy(std::vector<std::string>{"blasst"}, kShape).skip_break_even(), 0);
+  EXPECT_EQ(Policy(std::vector<std::string>{"blasst"}, gpu).skip_break_even(), kNeverGains);
+}
+
 TEST(Policy, RefusesWhatCannotWorkTogether) {
   EXPECT_THAT(error_of({"dense", "dense"}), HasSubstr("dense is named twice"));
   EXPECT_THAT(error_of({"dense", "streaming_llm"}), HasSubstr("dense computes all of attention and streaming_llm"));
