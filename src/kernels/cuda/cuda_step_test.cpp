@@ -73,8 +73,8 @@ TEST_F(CudaStep, GraphsEqualLaunchesAcrossBlocks) {
 }
 
 TEST_F(CudaStep, GraphsServeMethods) {
-  for (const char* spec :
-       {"snapkv(budget=200)", "streaming_llm(min_len=0, sinks=4, window=100)", "hip(min_len=0)", "blasst(min_len=0, decode=20)"}) {
+  for (const char* spec : {"snapkv(budget=200)", "streaming_llm(min_len=0, sinks=4, window=100)", "hip(min_len=0)",
+                           "blasst(min_len=0, decode=20)"}) {
     const TinyEngine tiny("llama", {}, "cuda", 2, {.n_layer = 4});
     const Sequence base = read(tiny, {spec}, 500);
     Sequence a = base.fork(), b = base.fork();
