@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <numeric>
 #include <optional>
 
@@ -62,6 +63,15 @@ Pruner* Sequence::pruner() const {
 bool Sequence::compresses() const {
   return std::any_of(methods_.begin(), methods_.end(),
                      [](const Method& method) { return method.compressor != nullptr; });
+}
+
+std::vector<float> Sequence::skip_log_lambda(const Site& site, int64_t n_slots, bool prefill) const {
+  if (site.window > 0 || n_slots < policy_.skip_break_even()) return {};
+  double factor = 0;
+  for (const Method& method : methods_) factor = std::max(factor, prefill ? method.skip.prefill : method.skip.decode);
+  if (factor <= 0 || factor >= static_cast<double>(n_slots)) return {};
+  const auto log_lambda = static_cast<float>(std::log(factor) - std::log(static_cast<double>(n_slots)));
+  return std::vector<float>(static_cast<size_t>(site.q.n_head), log_lambda);
 }
 
 // Whether the next token may take up older ones, or drop some. Below the break-even nothing was ever dropped.
@@ -317,10 +327,7 @@ void Engine::decode_layer(int32_t layer, Mat x, std::span<Sequence* const> seque
               attention.window,
               model_->rope(layer),
               *device_};
-    std::vector<float> skip;
-    if (attention.window == 0 && position[i] + 1 >= sequence.policy_.skip_break_even()) {
-      skip = skip_log_lambda(sequence.methods_, false, position[i] + 1, shape.n_head);
-    }
+    const std::vector<float> skip = sequence.skip_log_lambda(site, position[i] + 1, false);
     const Selection selection = choose_row(sequence, site);
     device_->attend({.q = site.q,
                      .kv = site.kv,

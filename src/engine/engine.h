@@ -84,6 +84,10 @@ class Sequence {
   Pruner* pruner() const;
   bool revives() const { return pruner() != nullptr && pruner()->revives(); }
   bool compresses() const;
+  /// ln(lambda) per head of skip-softmax at `n_slots` tokens, or empty where no method asks for it, the layer has a
+  /// window or the break-even is not reached (lambda = factor / n_slots; a factor of n_slots or more, which would skip
+  /// everything, is off: such a short sequence stays dense).
+  std::vector<float> skip_log_lambda(const Site& site, int64_t n_slots, bool prefill) const;
   bool decodes_alone() const;
   std::vector<int32_t> tokens_;
   KvCache cache_;

@@ -1,7 +1,6 @@
 #include "engine/prefill.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "engine/attend_layer.h"
@@ -27,14 +26,6 @@ int64_t longest_head(const KvView& kv) {
   int64_t n = 0;
   for (const KvHead& head : kv.heads) n = std::max<int64_t>(n, head.n_slots);
   return n;
-}
-
-std::vector<float> skip_log_lambda(std::span<const Method> methods, bool prefill, int64_t n_slots, int32_t n_head) {
-  double factor = 0;
-  for (const Method& method : methods) factor = std::max(factor, prefill ? method.skip.prefill : method.skip.decode);
-  if (factor <= 0 || factor >= static_cast<double>(n_slots)) return {};
-  const auto log_lambda = static_cast<float>(std::log(factor) - std::log(static_cast<double>(n_slots)));
-  return std::vector<float>(static_cast<size_t>(n_head), log_lambda);
 }
 
 void Prefill::run(std::span<const Reading> readings, const LogitsSink& sink) {
@@ -286,11 +277,7 @@ void Prefill::show(Sequence& sequence, const Site& here, const Selection& select
 void Prefill::attend(Sequence& sequence, const Site& here, const Selection& selection, bool decode) {
   double not_wanted = 0;
   const Stopwatch watch(decode ? not_wanted : sequence.stats_.attend_s);
-  std::vector<float> skip;
-  const int64_t n_slots = longest_head(here.kv);
-  if (here.window == 0 && n_slots >= sequence.policy_.skip_break_even()) {
-    skip = skip_log_lambda(sequence.methods_, !decode, n_slots, here.q.n_head);
-  }
+  const std::vector<float> skip = sequence.skip_log_lambda(here, longest_head(here.kv), !decode);
   attend_layer(device_, here, selection,
                {.o = here.q,
                 .skip = skip.empty() ? nullptr : skip.data(),

@@ -78,10 +78,6 @@ class Prefill {
   double measured_ = 0;           // seconds of this run that went into measurements, which are no part of it
 };
 
-/// ln(lambda) per head of skip-softmax at `n_slots` tokens, or empty where no method asks for it (lambda = factor /
-/// n_slots; a factor of n_slots or more, which would skip everything, is off: such a short sequence stays dense).
-std::vector<float> skip_log_lambda(std::span<const Method> methods, bool prefill, int64_t n_slots, int32_t n_head);
-
 /// Tokens of the longest kv head.
 int64_t longest_head(const KvView& kv);
 

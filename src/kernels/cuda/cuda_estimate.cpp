@@ -21,6 +21,20 @@ int64_t rounded_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
+/// Scores [n_block_q, n_block] of each of n heads or groups, to the host.
+template <typename Estimate>
+void bring_scores(Estimate& estimate, int32_t n, CudaContext& context, std::vector<std::vector<float>>& scores) {
+  scores.resize(static_cast<size_t>(n));
+  for (int32_t i = 0; i < n; ++i) {
+    const BlockRows rows = estimate.block_rows(i, estimate.n_block(i));
+    std::vector<float>& to = scores[static_cast<size_t>(i)];
+    to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
+    const auto made = context.memory.lend(to.size() * sizeof(float));
+    estimate.run(i, rows, reinterpret_cast<float*>(made.get()));
+    context.transfers.download(to.data(), made.get(), to.size() * sizeof(float));
+  }
+}
+
 }  // namespace
 
 void CudaDevice::in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
@@ -119,15 +133,7 @@ class CudaDevice::Antidiagonals {
 void CudaDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
   const auto lock = begin();
   Antidiagonals estimate(*this, args);
-  scores.resize(static_cast<size_t>(args.rows.q.n_head));
-  for (int32_t head = 0; head < args.rows.q.n_head; ++head) {
-    const BlockRows rows = estimate.block_rows(head, estimate.n_block(head));
-    std::vector<float>& to = scores[static_cast<size_t>(head)];
-    to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
-    const auto made = gpu_memory_.lend(to.size() * sizeof(float));
-    estimate.run(head, rows, reinterpret_cast<float*>(made.get()));
-    transfers_.download(to.data(), made.get(), to.size() * sizeof(float));
-  }
+  bring_scores(estimate, args.rows.q.n_head, context_, scores);
 }
 
 Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double share) {
@@ -232,15 +238,7 @@ class CudaDevice::Proxies {
 void CudaDevice::proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) {
   const auto lock = begin();
   Proxies proxies(*this, args, kv_tables_.of(args.kv));
-  scores.resize(static_cast<size_t>(args.n_group));
-  for (int32_t group = 0; group < args.n_group; ++group) {
-    const BlockRows rows = proxies.block_rows(group, proxies.n_block(group));
-    std::vector<float>& to = scores[static_cast<size_t>(group)];
-    to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
-    const auto made = gpu_memory_.lend(to.size() * sizeof(float));
-    proxies.run(group, rows, reinterpret_cast<float*>(made.get()));
-    transfers_.download(to.data(), made.get(), to.size() * sizeof(float));
-  }
+  bring_scores(proxies, args.n_group, context_, scores);
 }
 
 Selection CudaDevice::select_ranked(const RankedArgs& args) {

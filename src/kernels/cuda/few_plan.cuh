@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/few_tile.cuh"
+#include "kernels/cuda/search.cuh"
 
 namespace winnow::cuda {
 
@@ -74,17 +75,7 @@ __device__ inline int64_t list_of(const FewJob& job, int32_t head) {
 
 /// Entries of ascending `list` below `limit`; mostly all of them.
 __device__ inline int32_t entries_below(const int32_t* list, int32_t n, int32_t limit) {
-  if (n == 0 || list[n - 1] < limit) return n;
-  int32_t begin = 0;
-  while (begin < n) {
-    const int32_t middle = begin + (n - begin) / 2;
-    if (list[middle] < limit) {
-      begin = middle + 1;
-    } else {
-      n = middle;
-    }
-  }
-  return begin;
+  return n == 0 || list[n - 1] < limit ? n : count_below(list, n, limit);
 }
 
 __device__ inline ListFacts facts_of(const FewJob& job, int32_t head, int32_t n_slots, bool equal) {

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/lines.h"
+#include "kernels/cuda/search.cuh"
 
 namespace winnow::cuda {
 namespace {
@@ -18,15 +19,7 @@ __device__ int first_from(const int32_t* values, int from, int n, int bound) {
     low += step;
     step *= 2;
   }
-  for (int high = min(low + step - 1, n); low < high;) {
-    const int middle = (low + high) / 2;
-    if (values[middle] < bound) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return low + count_below(values + low, min(low + step - 1, n) - low, bound);
 }
 
 /// The first of the distances behind the one at `at` that is below `limit`; the one at `at` is not. They descend by 1

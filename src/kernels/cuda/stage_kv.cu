@@ -2,6 +2,7 @@
 // slots that each row sees. Both are bound by memory.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/search.cuh"
 #include "kernels/cuda/stored.cuh"
 
 namespace winnow::cuda {
@@ -58,16 +59,7 @@ void stage(const StageArgs& args, Type type, const std::byte* const* blocks, __n
 /// Slots of [0, n) that stand before `position`; `positions` null: slot j stands at j.
 __device__ int32_t slots_before(const int32_t* positions, int32_t n, int64_t position) {
   if (positions == nullptr) return static_cast<int32_t>(max(int64_t{0}, min(int64_t{n}, position)));
-  int32_t begin = 0;
-  while (begin < n) {
-    const int32_t middle = begin + (n - begin) / 2;
-    if (positions[middle] < position) {
-      begin = middle + 1;
-    } else {
-      n = middle;
-    }
-  }
-  return begin;
+  return count_below(positions, n, position);
 }
 
 /// Row blockIdx.x * kThreads + threadIdx.x of kv head blockIdx.y.
