@@ -278,12 +278,13 @@ inline Method make_method(const std::string& text, const MethodShape& shape) {
 /// attend.
 inline std::vector<bool> computed(const Selection& selection, SiteFixture& fixture, int32_t row, int32_t head) {
   const int32_t kv = fixture.kv_of(head);
-  std::vector<bool> mask(static_cast<size_t>(fixture.n_slots(kv)), selection.everything());
+  const int32_t block = selection.everything() ? -1 : selection.block_of(row);
+  const bool all = selection.everything() || (block >= 0 && selection.full(block));
+  std::vector<bool> mask(static_cast<size_t>(fixture.n_slots(kv)), all);
   const auto set = [&](int32_t slot) {
     if (slot < fixture.n_slots(kv)) mask[static_cast<size_t>(slot)] = true;
   };
-  const int32_t block = selection.everything() ? -1 : selection.block_of(row);
-  if (block >= 0) {
+  if (block >= 0 && !all) {
     const int64_t list = selection.list(head, block);
     for (const int32_t begin : selection.blocks(list)) {
       for (int32_t j = 0; j < selection.block_k; ++j) set(begin + j);

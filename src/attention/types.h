@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -99,11 +100,16 @@ struct Selection {
   // Where a device made the lists and keeps them: the vectors are then empty, and Ops::on_host fills them.
   std::shared_ptr<const DeviceLists> on_device{};
   std::vector<int32_t> rows{};  // ascending, of the prompt's rows; empty: all. Only beside lists
+  // Of the rows that attend, those from here on see everything, whatever the lists say: a multiple of block_q, which
+  // need not have lists behind it. Like `rows` it is the caller of Ops::attend who heeds it.
+  int64_t full_from = std::numeric_limits<int64_t>::max();
   // The share of attention's mass that these keys hold by the estimate that chose them, as a mean over heads and the
   // rows that were looked at; none where the choice was not made by mass, or where a device made it and did not tell.
   std::optional<double> estimated_mass{};
 
   bool everything() const { return n_block_q == 0; }
+  /// Whether the rows of a query block see everything though others do not.
+  bool full(int32_t block) const { return int64_t{block} * block_q >= full_from; }
   /// The key blocks and the single slots of row `list` of the lists; see `list`. Not of lists that a device keeps.
   std::span<const int32_t> blocks(int64_t list) const {
     const int32_t* ptr = block_ptr.data() + list;

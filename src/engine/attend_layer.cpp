@@ -17,10 +17,11 @@ struct Piece {
 
 void attend_piece(Device& device, const Site& site, const Selection& selection, const LayerCall& call,
                   const Piece& piece) {
+  const bool full = piece.first_row >= selection.full_from;
   device.attend({.q = piece.q,
                  .kv = site.kv,
                  .limit = piece.limit,
-                 .selection = selection.everything() ? nullptr : &selection,
+                 .selection = selection.everything() || full ? nullptr : &selection,
                  .first_row = piece.first_row,
                  .scale = site.scale,
                  .softcap = site.softcap,
@@ -30,6 +31,13 @@ void attend_piece(Device& device, const Site& site, const Selection& selection, 
                  .lse = nullptr,
                  .counts = call.counts});
   if (call.after_piece) call.after_piece();
+}
+
+// How many rows from the attending row `begin` on one call may take: at most `most`, and none that the lists serve
+// together with some that see everything.
+int64_t rows_of_call(const Selection& selection, int64_t begin, int64_t n_rows, int64_t most) {
+  const int64_t end = begin < selection.full_from ? std::min(n_rows, selection.full_from) : n_rows;
+  return std::min(most, end - begin);
 }
 
 Mat rows_of(const HeadsView& heads) {
@@ -62,8 +70,9 @@ void attend_some_rows(Device& device, const Site& site, const Selection& selecti
   std::vector<int32_t> limit, source;
   if (call.counts != nullptr) call.counts->permitted += triples_left_out(site, selection.rows);
   int64_t done = 0;  // rows of the site that have their output; where o is q, later ones are still queries
-  for (int64_t begin = 0; begin < n_selected; begin += most) {
-    const int64_t n = std::min(most, n_selected - begin);
+  int64_t n = 0;
+  for (int64_t begin = 0; begin < n_selected; begin += n) {
+    n = rows_of_call(selection, begin, n_selected, most);
     const auto rows = std::span(selection.rows).subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
     device.gather_rows(q, rows, gathered->slice(0, n));
     limit.clear();
@@ -88,8 +97,9 @@ void attend_layer(Device& device, const Site& site, const Selection& selection, 
     return;
   }
   const int64_t most = device.rows_at_once().attend;
-  for (int64_t begin = 0; begin < site.q.n_rows; begin += most) {
-    const int64_t n = std::min(most, site.q.n_rows - begin);
+  int64_t n = 0;
+  for (int64_t begin = 0; begin < site.q.n_rows; begin += n) {
+    n = rows_of_call(selection, begin, site.q.n_rows, most);
     attend_piece(device, site, selection, call,
                  {site.q.rows(begin, n), call.o.rows(begin, n), site.limit.data() + begin, begin});
   }

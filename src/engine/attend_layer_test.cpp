@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 
+#include <numeric>
+
 #include "attention/lists.h"
 #include "methods/density.h"
+#include "methods/last_rows.h"
 #include "methods/recall.h"
 #include "site_fixture.h"
 #include "tiny_engine.h"
@@ -72,6 +75,44 @@ TEST(AttendLayer, RowsThatDoNotAttendGetNothing) {
 
   attend_layer(*device, site, selection, {.o = site.q});
   EXPECT_EQ(std::vector<float>(site.q.data, site.q.data + want.size()), o);
+}
+
+// Rows that see everything beside rows that follow lists, all of the site's or some of them; more than one call takes.
+TEST(AttendLayer, LastRowsSeeEverything) {
+  const auto device = make_device("cpu", 2);
+  const SiteShape shape = {.n_q = 5000, .n_k = 5100, .n_head = 2, .n_head_kv = 1, .head_dim = 16};
+  SiteFixture fixture(shape, 33);
+  const Site site = fixture.site(*device);
+  const std::vector<float> dense = attend(site, {});
+  std::vector<int32_t> every(5000);
+  std::iota(every.begin(), every.end(), 0);
+  for (const bool some : {false, true}) {
+    Selection lists = near_slots(site, some ? all_but_every(7, shape.n_q) : every);
+    if (!some) lists.rows.clear();
+    const std::vector<float> sparse = attend(site, lists);
+    for (const int32_t last_rows : {1, 300, 4500}) {
+      const Selection selection = with_full_rows(lists, site, last_rows);
+      AttnCounts counts;
+      std::vector<float> o(dense.size(), 7);
+      HeadsView to = site.q;
+      to.data = o.data();
+      attend_layer(*device, site, selection, {.o = to, .counts = &counts});
+      for (int32_t row = 0; row < shape.n_q; ++row) {
+        const int32_t block = selection.block_of(row);
+        const std::vector<float>& want = block >= 0 && selection.full(block) ? dense : sparse;
+        if (row >= shape.n_q - last_rows) {
+          ASSERT_EQ(&want, &dense);
+        }
+        for (size_t d = 0; d < 32; ++d) {
+          const size_t at = static_cast<size_t>(row) * 32 + d;
+          ASSERT_NEAR(o[at], want[at], 1e-5) << row;
+        }
+      }
+      const std::vector<AttnCounts> counted = count_selected(site, selection);
+      EXPECT_EQ(counts.permitted, counted[0].permitted + counted[1].permitted);
+      EXPECT_EQ(counts.computed, counted[0].computed + counted[1].computed);
+    }
+  }
 }
 
 TEST(AttendLayer, RowsThatDoNotAttendKeepNothing) {
@@ -192,34 +233,38 @@ TEST_P(RowsTest, LogitsThatAreWantedComeFromRowsThatAttend) {
   EXPECT_EQ(n_missed, 0);
 }
 
-// However a prompt is cut, a row knows how many come after it; chunks of whole blocks then select the same.
+// However a prompt is cut, a row knows how many come after it; chunks of whole blocks then compute the same.
 TEST(LastRows, AreThoseOfThePromptInChunksToo) {
   constexpr int32_t kRows = 700, kLast = 200, kBlock = 64;
-  std::vector<float> want;
-  for (const EngineOptions& options :
-       {EngineOptions{}, EngineOptions{.schedule = Schedule::chunk_major, .chunk = 3 * kBlock},
-        EngineOptions{.schedule = Schedule::chunk_major, .chunk = 100}}) {
-    const TinyEngine tiny("qwen2", options, "ref");
-    int64_t n_full = 0;
-    tiny->on_selection = [&](const Site& site, const Selection& selection) {
-      EXPECT_EQ(site.limit.back() + 1 + site.n_later, kRows);
-      for (int64_t row = 0; row < site.q.n_rows; ++row) {
-        const int32_t position = site.limit[static_cast<size_t>(row)];
-        if (position < kRows - kLast) continue;
-        ++n_full;
-        if (selection.everything()) continue;
-        const auto list = static_cast<size_t>(selection.list(0, selection.block_of(row)));
-        const int32_t n_taken = selection.block_ptr[list + 1] - selection.block_ptr[list];
-        EXPECT_GE(n_taken * kBlock, position + 1);
+  for (const char* spec : {"xattention(min_len=0, block=64, threshold=0.3, last_rows=200)",
+                           "streaming_llm(sinks=4, window=64, last_rows=200)",
+                           "zipvl(min_len=0, tau=0.6, cache=0, all_rows=0, last_rows=200)"}) {
+    SCOPED_TRACE(spec);
+    std::vector<float> want;
+    for (const EngineOptions& options :
+         {EngineOptions{.recall_rows = 8}, EngineOptions{.schedule = Schedule::chunk_major, .chunk = 3 * kBlock},
+          EngineOptions{.schedule = Schedule::chunk_major, .chunk = 100}}) {
+      const TinyEngine tiny("qwen2", options, "ref");
+      int64_t n_full = 0;
+      AttnCounts counted;
+      tiny->on_selection = [&](const Site& site, const Selection& selection) {
+        EXPECT_EQ(site.limit.back() + 1 + site.n_later, kRows);
+        for (int64_t row = 0; row < site.q.n_rows; ++row) {
+          if (site.limit[static_cast<size_t>(row)] < kRows - kLast) continue;
+          ++n_full;
+          EXPECT_TRUE(selection.everything() || selection.full(selection.block_of(row))) << row;
+        }
+        for (const AttnCounts& head : count_selected(site, selection)) counted.computed += head.computed;
+      };
+      Sequence sequence = tiny.start({spec});
+      const std::vector<float> got = tiny->prefill(sequence, random_tokens(kRows));
+      EXPECT_GE(n_full, kLast * (tiny->model().shape().n_layer - 1));  // the last layer may hold fewer rows
+      EXPECT_LT(sequence.stats().counts.density(), 0.9);
+      EXPECT_EQ(sequence.stats().counts.computed, counted.computed);
+      if (want.empty()) want = got;
+      if (options.chunk % kBlock == 0 && std::string_view(spec).front() == 'x') {
+        EXPECT_LT(relative_distance(got, want), 1e-4);
       }
-    };
-    Sequence sequence = tiny.start({"xattention(min_len=0, block=64, threshold=0.3, last_rows=200)"});
-    const std::vector<float> got = tiny->prefill(sequence, random_tokens(kRows));
-    EXPECT_GE(n_full, kLast * (tiny->model().shape().n_layer - 1));  // the last layer may hold fewer rows
-    EXPECT_LT(sequence.stats().counts.density(), 0.9);
-    if (want.empty()) want = got;
-    if (options.chunk % kBlock == 0) {
-      EXPECT_LT(relative_distance(got, want), 1e-4);
     }
   }
 }

@@ -5,6 +5,7 @@
 
 #include "engine/attend_layer.h"
 #include "engine/stopwatch.h"
+#include "methods/last_rows.h"
 #include "methods/recall.h"
 
 namespace winnow {
@@ -23,7 +24,9 @@ class Trials {
       Trial trial;
       trial.point.place = static_cast<double>(i) / (kPoints - 1);
       trial.point.value = knob_value(*owner.info, trial.point.place);
-      trial.methods = Policy(with_knob(specs, owner, trial.point.value), engine.method_shape()).make();
+      const Policy policy(with_knob(specs, owner, trial.point.value), engine.method_shape());
+      trial.methods = policy.make();
+      trial.last_rows = policy.last_rows();
       for (const Method& method : trial.methods) {
         if (method.selector != nullptr) trial.selector = method.selector.get();
       }
@@ -69,6 +72,7 @@ class Trials {
     KnobPoint point;
     std::vector<Method> methods;
     Selector* selector = nullptr;
+    int32_t last_rows = 0;
     AttnCounts counts;
     Recall recall;
     double seconds = 0;
@@ -88,7 +92,7 @@ class Trials {
   void try_one(const Site& site, Trial& trial, Mat o) {
     Selection selection;
     timed(trial.seconds, [&] {
-      selection = trial.selector->select(site);
+      selection = with_full_rows(trial.selector->select(site), site, trial.last_rows);
       attend(site, selection, o, trial.counts);
     });
     if (selection.everything()) return;

@@ -6,6 +6,7 @@
 #include "engine/attend_layer.h"
 #include "engine/pruned.h"
 #include "engine/stopwatch.h"
+#include "methods/last_rows.h"
 #include "methods/recall.h"
 
 namespace winnow {
@@ -245,7 +246,7 @@ Selection Prefill::choose(Sequence& sequence, const Site& here) {
     if (method.selector == nullptr || !worth) continue;
     device_.sync();  // what a device still works on is not the selector's time
     const Stopwatch watch(sequence.stats_.select_s);
-    selection = method.selector->select(here);
+    selection = with_full_rows(method.selector->select(here), here, sequence.policy_.last_rows());
   }
   if (selection.estimated_mass) {
     sequence.stats_.estimate_sum += *selection.estimated_mass * static_cast<double>(here.q.n_rows);

@@ -34,11 +34,14 @@ int64_t pairs_with(std::span<const int32_t> seen, int32_t begin, int32_t end) {
 
 int64_t selected_pairs(const Selection& selection, int32_t head, std::span<const int32_t> seen) {
   int64_t pairs = 0;
-  for (int32_t block = 0; block < selection.n_block_q; ++block) {
-    const auto first = static_cast<size_t>(block) * static_cast<size_t>(selection.block_q);
-    if (first >= seen.size()) break;
-    const auto rows =
-        seen.subspan(first, std::min<size_t>(static_cast<size_t>(selection.block_q), seen.size() - first));
+  const auto block_q = static_cast<size_t>(selection.block_q);
+  for (int32_t block = 0; static_cast<size_t>(block) * block_q < seen.size(); ++block) {
+    const size_t first = static_cast<size_t>(block) * block_q;
+    const auto rows = seen.subspan(first, std::min(block_q, seen.size() - first));
+    if (selection.full(block)) {
+      pairs += pairs_with(rows, 0, rows.back());
+      continue;
+    }
     const int64_t list = selection.list(head, block);
     for (const int32_t begin : selection.blocks(list)) pairs += pairs_with(rows, begin, begin + selection.block_k);
     for (const int32_t slot : selection.columns(list)) pairs += pairs_with(rows, slot, slot + 1);

@@ -59,6 +59,7 @@ constexpr ParamInfo kParams[] = {
     {"block", "rows and slots of a block: 64 or 128", 128, 64, 128, true},
     {"min_budget", "least tokens of verticals, and of slashes", 1024, 1, kMany, true},
     {"max_budget", "most tokens of verticals, and of slashes", kMany, 1, kMany, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
 };
 

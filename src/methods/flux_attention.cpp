@@ -170,6 +170,7 @@ constexpr ParamInfo kParams[] = {
     {"local", "last tokens that it sees, in blocks of 128, its own among them", 2048, 1, kMany, true},
     {"pool", "tokens at either end of the prompt that the router looks at", 100, 1, 100000, true},
     {"decode", "1: decoded tokens see sinks and window in sparse layers; 0: everything", 0, 0, 1, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 2432, 0, kMany, true},
 };
 constexpr std::string_view kTexts[] = {"weights"};

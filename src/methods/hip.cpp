@@ -101,6 +101,7 @@ constexpr ParamInfo kParams[] = {
     {"dense_layers", "first layers that stay dense", 3, 0, kMany, true},
     {"decode", "1: decoded tokens search too", 1, 0, 1, true},
     {"refresh", "decoded tokens that one search serves", 8, 1, 4096, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which attention is dense", 4096, 0, kMany, true},
 };
 

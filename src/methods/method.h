@@ -112,6 +112,12 @@ struct WeightTensor {
   bool per_layer = true;       // false: one serves all layers, under its plain name
 };
 
+/// A selector's parameter: the engine lets these rows see everything, see last_rows.h. No paper's method has it, so it
+/// is 0 unless the paper's rule is of that kind.
+constexpr ParamInfo last_rows_param(double initial = 0) {
+  return {"last_rows", "last rows of the prompt that see everything", initial, 0, 1e9, true};
+}
+
 /// As a break-even: at no length that was measured did the method gain.
 inline constexpr int32_t kNeverGains = 1000000000;
 
@@ -124,7 +130,7 @@ struct MethodInfo {
   std::string_view neutral;  // a spec of this method whose result equals dense attention: "snapkv(budget=1000000000)"
   // A selector has the parameter "min_len": tokens in the cache below which it answers dense; so has a pruner, which
   // then drops nothing, and who skips, which then skips nothing. Its initial value is the break-even that was measured;
-  // the engine looks at it, the method need not.
+  // the engine looks at it, the method need not. So it does at a selector's other common parameter, last_rows_param().
   std::span<const ParamInfo> params;
   int32_t gpu_min_len = 0;                  // the break-even of GPUs, above 0 where it was measured to be another one
   Knob knob{};                              // of a selector; see knob.h

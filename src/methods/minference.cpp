@@ -346,6 +346,7 @@ constexpr ParamInfo kParams[] = {
     {"v_size", "key columns of each head; 0: by length", 0, 0, kMany, true},
     {"s_size", "diagonals of each head; 0: by length", 0, 0, kMany, true},
     {"ratio", "factor on all sizes, those of a calibration file too", 1, 0.01, 100, false},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
 };
 constexpr std::string_view kTexts[] = {"calibration"};

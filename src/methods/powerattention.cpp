@@ -76,6 +76,7 @@ constexpr ParamInfo kParams[] = {
     {"full", "of each `of` layers, the first ones that are dense; those of a model trained for the pattern: 0", 2, 0,
      kMany, true},
     {"of", "layers that `full` counts in", 7, 1, kMany, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which attention is dense", 0, 0, kMany, true},
 };
 

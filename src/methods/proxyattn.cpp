@@ -73,6 +73,7 @@ constexpr ParamInfo kParams[] = {
     {"min_budget", "least tokens that a row computes", 2048, 1, kMany, true},
     {"literal", "1: early rows get as many blocks as the last ones, not their share", 0, 0, 1, true},
     {"block", "rows and slots of a block: 64 or 128", 128, 64, 128, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
 };
 

@@ -56,6 +56,10 @@ Recall sample_recall(const Site& site, const Selection& made, int32_t n_rows) {
     for (int64_t i = 0; i < n_sample; ++i) {
       const int32_t block = selection.block_of(first + i * step);
       if (block < 0) continue;
+      if (selection.full(block)) {
+        mass[static_cast<size_t>(item)] += 1;
+        continue;
+      }
       const double kept =
           selected_mass(selection, selection.list(head, block), all.subspan(static_cast<size_t>(i) * n_slots, n_slots));
       mass[static_cast<size_t>(item)] += std::min(kept, 1.0);

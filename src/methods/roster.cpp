@@ -69,6 +69,7 @@ Policy::Policy(std::span<const std::string> specs, const MethodShape& shape) : s
     if (method.selector != nullptr) {
       take(takers.selector, info.name, "select what prefill computes");
       break_even_ = min_len(spec, info, params, shape);
+      last_rows_ = params.whole("last_rows");
     }
     if (method.pruner != nullptr) {
       take(takers.pruner, info.name, "drop tokens between layers");

@@ -27,6 +27,8 @@ class Policy {
   std::vector<Method> make() const;
   /// The selector's min_len: with fewer tokens in the cache the engine computes dense attention.
   int32_t break_even() const { return break_even_; }
+  /// The selector's: so many last rows of the prompt see everything.
+  int32_t last_rows() const { return last_rows_; }
   /// The pruner's: with fewer tokens in the sequence nothing is dropped.
   int32_t prune_break_even() const { return prune_break_even_; }
   /// skip-softmax's: with fewer tokens in the cache nothing is skipped.
@@ -40,7 +42,7 @@ class Policy {
   std::vector<Choice> choices_;
   MethodShape shape_;
   std::string name_ = "dense";
-  int32_t break_even_ = 0, prune_break_even_ = 0, skip_break_even_ = 0;
+  int32_t break_even_ = 0, last_rows_ = 0, prune_break_even_ = 0, skip_break_even_ = 0;
 };
 
 }  // namespace winnow

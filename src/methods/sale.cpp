@@ -146,6 +146,7 @@ constexpr ParamInfo kParams[] = {
     {"local", "tokens before a block of 64 rows that it sees, in whole blocks of 64", 128, 0, kMany, true},
     {"step", "of each 64 rows every step-th votes: 1, 2, 4, ... 64", 8, 1, kBlock, true},
     {"theta", "for calibrate: error of a head's output that is accepted, as a share of its size", kTheta, 0, 1, false},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 2048, 0, kMany, true},
 };
 constexpr std::string_view kTexts[] = {"calibration"};

@@ -161,6 +161,7 @@ constexpr ParamInfo kParams[] = {
     {"ratio", "instead of the threshold: share of the blocks that is computed; 1: the threshold decides", 1, 0.001, 1,
      false},
     {"last_dense", "1: the last two blocks of rows see everything", 1, 0, 1, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 1024, 0, kMany, true},
 };
 constexpr std::string_view kTexts[] = {"weights"};

@@ -109,6 +109,7 @@ constexpr ParamInfo kParams[] = {
     {"window", "last tokens that a row sees, itself included", 1020, 1, kMany, true},
     {"prefill", "1: prefill computes sinks and window only", 1, 0, 1, true},
     {"cache", "1: the cache keeps sinks and window only", 1, 0, 1, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 0, 0, kMany, true},
 };
 

@@ -286,6 +286,7 @@ constexpr ParamInfo kParams[] = {
     {"votes", "last rows whose attention is the vote", 1, 1, 64, true},
     {"cache", "1: the cache keeps core and window only, which loses what the last row did not look for", 0, 0, 1, true},
     {"recall", "for calibrate: share of the attention that core and window must hold", 0.95, 0, 1, false},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 2048, 0, kMany, true},
 };
 constexpr std::string_view kTexts[] = {"calibration"};

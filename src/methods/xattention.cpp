@@ -12,8 +12,6 @@
 // - Rows after a cached prefix are cut into tiles from their own first row on. Where the prefix is no multiple of the
 //   stride, a tile's antidiagonal begins at another place of the slots; where it is no multiple of the block, a block
 //   of rows straddles two of slots and computes both. Chunks that are multiples of the block change nothing.
-// - last_rows=N is our option, not the paper's: every block that holds any of the prompt's last N rows sees everything.
-//   In chunk-major prefill these are the prompt's last rows, too, and not each chunk's.
 // - A threshold of 1 is dense attention.
 // - The share of the mass is reached, not passed; ties take the lower block.
 // What it loses on a small model is the method's. Qwen2.5-Coder-0.5B, 4,096 tokens, ten prompts each of RULER's
@@ -30,7 +28,7 @@ namespace {
 
 struct Settings {
   double threshold;
-  int32_t stride, block, last_rows;
+  int32_t stride, block;
 };
 
 class XAttention final : public Selector {
@@ -38,9 +36,8 @@ class XAttention final : public Selector {
   explicit XAttention(const Settings& settings) : s_(settings) {}
 
   Selection select(const Site& site) override {
-    const int32_t n_dense = n_of_last_rows(site, s_.last_rows);
-    if (site.q.n_rows <= std::max(1, n_dense) || s_.threshold >= 1) return {};
-    return site.ops.select_antidiagonals({last_rows(site, site.q.n_rows), s_.stride, s_.block, n_dense}, s_.threshold);
+    if (site.q.n_rows == 1 || s_.threshold >= 1) return {};
+    return site.ops.select_antidiagonals({last_rows(site, site.q.n_rows), s_.stride, s_.block}, s_.threshold);
   }
 
  private:
@@ -52,15 +49,14 @@ constexpr ParamInfo kParams[] = {
     {"threshold", "share of the estimated attention mass to compute; 1 computes everything", 0.9, 0, 1, false},
     {"stride", "rows and slots that one antidiagonal stands for: a power of two", 16, 1, 64, true},
     {"block", "rows and slots of a block: 64 or 128", 128, 64, 128, true},
-    {"last_rows", "last rows of the prompt that see everything, which the paper does not have", 0, 0, kMany, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 2048, 0, kMany, true},
 };
 
 Method make(const Params& params, const MethodShape&) {
   const Settings settings = {.threshold = params.number("threshold"),
                              .stride = params.whole("stride"),
-                             .block = block_size(params, "xattention"),
-                             .last_rows = params.whole("last_rows")};
+                             .block = block_size(params, "xattention")};
   if (settings.block % settings.stride != 0) {
     fail("xattention: stride={} must be a power of two, at most 64", settings.stride);
   }

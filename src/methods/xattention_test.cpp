@@ -73,10 +73,6 @@ std::string spec(double threshold, int stride, int block) {
   return fmt::format("xattention(threshold={}, stride={}, block={})", threshold, stride, block);
 }
 
-std::string with_last_rows(int block, int n) {
-  return fmt::format("xattention(threshold=0.4, block={}, last_rows={})", block, n);
-}
-
 const SiteShape kShapes[] = {{.n_q = 700, .n_k = 700, .n_head = 4, .n_head_kv = 2, .head_dim = 16},
                              {.n_q = 640, .n_k = 640, .n_head = 2, .n_head_kv = 2, .head_dim = 8, .contrast = 4},
                              {.n_q = 300, .n_k = 812, .n_head = 2, .n_head_kv = 1, .head_dim = 16},   // aligned
@@ -169,43 +165,11 @@ TEST(XAttention, ALowerThresholdComputesASubset) {
   }
 }
 
-TEST(XAttention, BlocksThatHoldTheLastRowsAreFullAndOthersAsBefore) {
-  for (const SiteShape& shape : kShapes) {
-    SiteFixture fixture(shape, 47);
-    const Site site = fixture.site(ref_ops());
-    for (const int block : {64, 128}) {
-      const Selection without = select(spec(0.4, 16, block), fixture);
-      for (const int last_rows : {1, 64, 100, 128, 250, 100000}) {
-        SCOPED_TRACE(fmt::format("{} block={} last_rows={}", shape.text(), block, last_rows));
-        const Selection selection = select(with_last_rows(block, last_rows), fixture);
-        EXPECT_EQ(selection.everything(), last_rows >= shape.n_q);
-        int64_t expected = 0;  // pairs
-        for (int32_t row = 0; row < shape.n_q; ++row) {
-          const int block_end = std::min(shape.n_q, (row / block + 1) * block);
-          for (int32_t head = 0; head < shape.n_head; ++head) {
-            const std::vector<bool> got = computed(selection, fixture, row, head);
-            std::vector<bool> want = computed(without, fixture, row, head);
-            if (block_end > shape.n_q - last_rows) std::fill_n(want.begin(), fixture.limit(row) + 1, true);
-            ASSERT_EQ(got, want) << row << " " << head;
-            expected += std::count(want.begin(), want.end(), true);
-          }
-        }
-        AttnCounts counts;
-        test::attend(site, selection, nullptr, &counts);
-        EXPECT_EQ(counts.computed, expected);
-        if (!selection.everything()) {
-          EXPECT_GE(selection.estimated_mass, without.estimated_mass);
-        }
-      }
-    }
-  }
-}
-
-// Chunks of whole blocks after a prefix of whole blocks: the lists of the whole prompt, whose last rows are meant.
+// Chunks of whole blocks after a prefix of whole blocks: the lists of the whole prompt.
 TEST(XAttention, ChunksOfWholeBlocksSelectTheSame) {
   SiteFixture fixture({.n_q = 700, .n_k = 700, .n_head = 2, .n_head_kv = 1}, 46);
-  for (const auto& [block, last_rows] : {std::pair{64, 0}, {128, 0}, {64, 20}, {128, 300}}) {
-    const std::string text = with_last_rows(block, last_rows);
+  for (const int block : {64, 128}) {
+    const std::string text = spec(0.4, 16, block);
     const Selection whole = select(text, fixture);
     Site chunk = fixture.site(ref_ops());
     std::vector<KvHead> heads(chunk.kv.heads.begin(), chunk.kv.heads.end());
@@ -216,17 +180,11 @@ TEST(XAttention, ChunksOfWholeBlocksSelectTheSame) {
       chunk.limit = all.limit.subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
       for (KvHead& head : heads) head.n_slots = begin + n;
       chunk.kv.heads = heads;
-      chunk.n_later = 700 - begin - n;
       const Selection part = make_method(text, fixture.method_shape()).selector->select(chunk);
-      EXPECT_EQ(part.everything(), last_rows >= 700 - begin);
       for (int32_t row = begin; row < begin + n; row += 10) {
         for (const int32_t head : {0, 1}) {
           const int32_t b = row / block, first = begin / block;
-          if (part.everything()) {
-            EXPECT_EQ(std::ssize(blocks_of(whole, head, b)), b + 1) << row;
-          } else {
-            EXPECT_EQ(blocks_of(part, head, b - first), blocks_of(whole, head, b)) << row;
-          }
+          EXPECT_EQ(blocks_of(part, head, b - first), blocks_of(whole, head, b)) << row;
         }
       }
     }

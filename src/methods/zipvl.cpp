@@ -238,6 +238,7 @@ constexpr ParamInfo kParams[] = {
     {"all_rows", "0: unimportant tokens skip the layer's attention, as in the paper; 1: they attend, too", 1, 0, 1,
      true},
     {"cache", "1: the cache keeps important tokens only", 1, 0, 1, true},
+    last_rows_param(),
     {"min_len", "tokens in the cache below which prefill is dense", 4096, 0, kMany, true},
 };
 
