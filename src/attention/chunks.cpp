@@ -1,14 +1,23 @@
-#include "attention/chunks.h"
-
+// A budget of slots for each block of rows, given to the chunks of keys whose means score best (DHSA, arXiv
+// 2510.24606): the default for all devices, on the verbs that they have.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+
+#include "attention/lists.h"
+#include "attention/ops.h"
 
 namespace winnow {
 namespace {
 
 struct Run {
   int32_t begin, end;
+};
+
+// What blocks of rows are scored by.
+struct ChunkMeans {
+  std::vector<float> queries;  // [n_block_q, head_dim] means
+  std::vector<float> keys;     // [n_chunk, head_dim] means times the root of a chunk's length
 };
 
 // Chunks that begin before slot `end`.
@@ -124,8 +133,7 @@ class Chunks {
   const ChunkArgs& args_;
 };
 
-}  // namespace
-
+// -> [n_kv_head] of ChunkMeans::keys
 std::vector<std::vector<float>> chunk_keys(Ops& ops, const ChunkArgs& args) {
   std::vector<std::vector<float>> keys(args.kv.heads.size());
   ops.for_each(std::ssize(keys), [&](int64_t head, int) {
@@ -145,20 +153,34 @@ std::vector<std::vector<float>> chunk_keys(Ops& ops, const ChunkArgs& args) {
   return keys;
 }
 
-void push_chunks(Ops& ops, const ChunkArgs& args, int32_t head, const ChunkMeans& means, HeadLists& lists) {
-  Chunks(args).fill(ops, head, means, lists);
+std::vector<float> mean(const std::vector<std::vector<float>>& of_heads) {
+  std::vector<float> sum(of_heads.front().size());
+  for (const std::vector<float>& values : of_heads) {
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += values[i];
+  }
+  for (float& x : sum) x /= static_cast<float>(of_heads.size());
+  return sum;
 }
+
+}  // namespace
 
 Selection Ops::select_chunks(const ChunkArgs& args) {
   const std::vector<std::vector<float>> keys = chunk_keys(*this, args);
-  std::vector<HeadLists> lists(static_cast<size_t>(args.q.n_head));
-  const size_t group = lists.size() / keys.size();
-  for_each(args.q.n_head, [&](int64_t item, int) {
-    const auto head = static_cast<size_t>(item);
-    ChunkMeans means{.queries = {}, .keys = keys[head / group]};
-    pool_queries(args.q, static_cast<int32_t>(item), args.block, means.queries);
-    push_chunks(*this, args, static_cast<int32_t>(item), means, lists[head]);
+  std::vector<std::vector<float>> queries(static_cast<size_t>(args.q.n_head));
+  for_each(args.q.n_head, [&](int64_t head, int) {
+    pool_queries(args.q, static_cast<int32_t>(head), args.block, queries[static_cast<size_t>(head)]);
   });
+  const Chunks chunks(args);
+  std::vector<HeadLists> lists(args.together ? 1 : queries.size());
+  if (args.together) {
+    chunks.fill(*this, 0, {mean(queries), mean(keys)}, lists.front());
+  } else {
+    for_each(args.q.n_head, [&](int64_t item, int) {
+      const auto head = static_cast<size_t>(item);
+      chunks.fill(*this, static_cast<int32_t>(item), {queries[head], keys[head / (queries.size() / keys.size())]},
+                  lists[head]);
+    });
+  }
   return join_lists(lists, args.block, kChunkBlock);
 }
 

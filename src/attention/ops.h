@@ -122,7 +122,7 @@ struct TreeArgs {
 /// Slots of a key block in lists of chunks.
 inline constexpr int32_t kChunkBlock = 64;
 
-/// A budget of slots for each block of rows; see attention/chunks.h.
+/// A budget of slots for each block of rows (DHSA, arXiv 2510.24606).
 struct ChunkArgs {
   HeadsView q;  // [n_rows, n_head, head_dim]
   KvView kv;
@@ -132,6 +132,7 @@ struct ChunkArgs {
   int32_t chunk = 64;              // slots that are chosen together, where `bounds` is empty
   int32_t sinks = 0, recent = 0;   // first and last slots that every block sees; its own rows are among the last
   int32_t last_rows = 0;           // blocks that hold any of the last rows see everything
+  bool together = false;           // one list for all heads, by the means over heads; all hold the same slots then
   // Where chunks of any length begin, and the end, for all kv heads; these have the same slots then.
   std::span<const int32_t> bounds{};
 };

@@ -21,7 +21,6 @@
 // - min_len is that of chunks of equal length; with a predictor (random weights) 2,432 tokens and more were read no
 //   slower than densely (the 1.5B on two cores), and choosing took 1.5 %.
 // - The rest as published: factors that are common to a block's scores are left out, and decode is dense.
-#include "attention/chunks.h"
 #include "base/error.h"
 #include "methods/boundaries.h"
 #include "methods/lists.h"
@@ -57,10 +56,8 @@ class Dhsa final : public Selector {
       predict(site);
       chunks.bounds = boundaries_;
     }
-    if (!s_.shared || !alike) return site.ops.select_chunks(chunks);
-    HeadLists lists;
-    push_chunks(site.ops, chunks, 0, {mean_queries(site), mean(chunk_keys(site.ops, chunks))}, lists);
-    return join_lists({&lists, 1}, s_.block, kChunkBlock);
+    chunks.together = s_.shared && alike;
+    return site.ops.select_chunks(chunks);
   }
 
  private:
@@ -73,23 +70,6 @@ class Dhsa final : public Selector {
                                            .apart = s_.apart,
                                            .last_rows = s_.last_rows,
                                            .most = std::ssize(logits) / s_.block * kBoundariesOfABlock});
-  }
-
-  static std::vector<float> mean(const std::vector<std::vector<float>>& of_heads) {
-    std::vector<float> sum(of_heads.front().size());
-    for (const std::vector<float>& values : of_heads) {
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += values[i];
-    }
-    for (float& x : sum) x /= static_cast<float>(of_heads.size());
-    return sum;
-  }
-
-  std::vector<float> mean_queries(const Site& site) const {
-    std::vector<std::vector<float>> queries(static_cast<size_t>(site.q.n_head));
-    site.ops.for_each(site.q.n_head, [&](int64_t head, int) {
-      site.ops.pool_queries(site.q, static_cast<int32_t>(head), s_.block, queries[static_cast<size_t>(head)]);
-    });
-    return mean(queries);
   }
 
   ChunkArgs chunks_of(const Site& site) const {

@@ -44,6 +44,14 @@ __global__ void __launch_bounds__(kThreads)
   for (int d = static_cast<int>(threadIdx.x); d < dim; d += kThreads) mean[d] *= sqrtf(static_cast<float>(length));
 }
 
+__global__ void __launch_bounds__(kThreads) mean_kernel(float* values, int32_t n_head, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  float sum = 0;
+  for (int32_t head = 0; head < n_head; ++head) sum += values[head * n + i];
+  values[i] = sum / static_cast<float>(n_head);
+}
+
 /// Orders as x does.
 __device__ uint32_t order_of(float x) {
   const uint32_t bits = __float_as_uint(x);
@@ -209,6 +217,12 @@ void weigh_means(float* keys, const int32_t* n_slots, int32_t n_head_kv, const C
   const dim3 grid(static_cast<unsigned>(call.n_chunk), static_cast<unsigned>(n_head_kv));
   weigh_kernel<<<grid, kThreads, 0, call.stream>>>(keys, n_slots, call.chunk, call.n_chunk, dim);
   check(cudaGetLastError(), "weights of chunks");
+}
+
+void mean_of_heads(float* values, int32_t n_head, int64_t n, Stream stream) {
+  if (n == 0) return;
+  mean_kernel<<<blocks_of(n, kThreads), kThreads, 0, stream>>>(values, n_head, n);
+  check(cudaGetLastError(), "means over heads");
 }
 
 void choose_chunks(const ChunkCall& call, int32_t head, const float* scores) {

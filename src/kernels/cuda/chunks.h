@@ -1,4 +1,4 @@
-// select_chunks on the GPU: attention/chunks.h for all heads, below the Device interface.
+// select_chunks on the GPU: attention/chunks.cpp for all heads, below the Device interface.
 #pragma once
 
 #include "kernels/cuda/attention.h"
@@ -24,6 +24,8 @@ struct ChunkCall {
 
 /// Means [n_head_kv, n_chunk, dim] times the root of each chunk's length.
 void weigh_means(float* keys, const int32_t* n_slots, int32_t n_head_kv, const ChunkCall& call, int32_t dim);
+/// Means over heads [n_head, n], in the first one's place.
+void mean_of_heads(float* values, int32_t n_head, int64_t n, Stream stream);
 /// What blocks of rows of one head take. scores [n_block_q, n_chunk]
 void choose_chunks(const ChunkCall& call, int32_t head, const float* scores);
 /// The ends of the lists. work: chunk_work_bytes(call).

@@ -1,14 +1,15 @@
 // select_chunks for all heads on the GPU. The host waits once, for the lengths of the lists.
-#include "attention/chunks.h"
-
 #include "kernels/cuda/chunks.h"
+
+#include "attention/lists.h"
 #include "kernels/cuda/cover.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/verbs.h"
 
 namespace winnow::cuda {
 
-/// Means of all heads' query blocks and of all kv heads' chunks.
+/// Means of all heads' query blocks and of all kv heads' chunks; where heads choose together, the first ones are those
+/// of all.
 struct CudaDevice::ChunkMeansOnGpu {
   std::shared_ptr<std::byte> queries, keys;  // [n_head, n_block_q, dim], [n_head_kv, n_chunk, dim]
   int32_t dim;
@@ -24,9 +25,10 @@ struct CudaDevice::ChunkMeansOnGpu {
 CudaDevice::ChunkMeansOnGpu CudaDevice::chunk_means(const ChunkArgs& args, const ChunkCall& call, const StagedKv& kv) {
   const int32_t dim = args.q.head_dim;
   const auto lend = [&](int64_t n) { return gpu_memory_.lend(static_cast<size_t>(n) * sizeof(float)); };
-  ChunkMeansOnGpu means{.queries = lend(int64_t{call.n_head} * call.n_block_q * dim),
+  ChunkMeansOnGpu means{.queries = lend(int64_t{args.q.n_head} * call.n_block_q * dim),
                         .keys = lend(int64_t{kv.n_head_kv} * call.n_chunk * dim),
                         .dim = dim};
+  auto* queries = reinterpret_cast<float*>(means.queries.get());
   pool_heads({.data = args.q.data,
               .type = args.q.type,
               .head_stride = dim,
@@ -36,7 +38,7 @@ CudaDevice::ChunkMeansOnGpu CudaDevice::chunk_means(const ChunkArgs& args, const
               .head_dim = dim,
               .block = args.block,
               .n_block = call.n_block_q,
-              .out = reinterpret_cast<float*>(means.queries.get()),
+              .out = queries,
               .stream = call.stream});
   auto* keys = reinterpret_cast<float*>(means.keys.get());
   pool_heads({.data = kv.k,
@@ -50,6 +52,10 @@ CudaDevice::ChunkMeansOnGpu CudaDevice::chunk_means(const ChunkArgs& args, const
               .out = keys,
               .stream = call.stream});
   weigh_means(keys, kv.n_slots, kv.n_head_kv, call, dim);
+  if (args.together) {
+    mean_of_heads(queries, args.q.n_head, int64_t{call.n_block_q} * dim, call.stream);
+    mean_of_heads(keys, kv.n_head_kv, int64_t{call.n_chunk} * dim, call.stream);
+  }
   return means;
 }
 
@@ -60,7 +66,7 @@ Selection CudaDevice::select_chunks(const ChunkArgs& args) {
   const StagedKv kv = staged(args.kv, tables);
   const auto visible = visible_rows(tables, args.limit, 0, nullptr, 1);
   ChunkCall call{.n_rows = args.q.n_rows,
-                 .n_head = args.q.n_head,
+                 .n_head = args.together ? 1 : args.q.n_head,
                  .group = args.q.n_head / tables.n_head,
                  .visible = reinterpret_cast<const int2*>(visible.get()),
                  .budget = args.budget,

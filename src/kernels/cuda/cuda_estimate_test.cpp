@@ -189,20 +189,23 @@ TEST_F(CudaEstimates, BudgetsOfChunks) {
          {std::array{512, 128, 64, 128, 0}, std::array{300, 64, 40, 7, 64}, std::array{256, 128, 64, 128, 10},
           std::array{1000, 64, 300, 0, 0}}) {
       SCOPED_TRACE(fmt::format("{} budget={} chunk={}", text, budget, chunk));
-      const ChunkArgs args{.q = on_gpu.args.q,
-                           .kv = on_gpu.args.kv,
-                           .limit = limit,
-                           .budget = budget,
-                           .block = block,
-                           .chunk = chunk,
-                           .sinks = sinks,
-                           .recent = 128,
-                           .last_rows = last_rows};
-      const Selection made = device().select_chunks(args);
-      EXPECT_NE(made.on_device, nullptr);
-      const Selection actual = device().on_host(made), expected = device().Ops::select_chunks(args);
-      EXPECT_LE(difference(actual, expected), 0.01);
-      EXPECT_LE(difference(actual, expected, &Selection::column_ptr, &Selection::column), 0.01);
+      ChunkArgs args{.q = on_gpu.args.q,
+                     .kv = on_gpu.args.kv,
+                     .limit = limit,
+                     .budget = budget,
+                     .block = block,
+                     .chunk = chunk,
+                     .sinks = sinks,
+                     .recent = 128,
+                     .last_rows = last_rows};
+      for (const bool together : {false, true}) {
+        args.together = together;
+        const Selection made = device().select_chunks(args);
+        EXPECT_NE(made.on_device, nullptr);
+        const Selection actual = device().on_host(made), expected = device().Ops::select_chunks(args);
+        EXPECT_LE(difference(actual, expected), 0.01);
+        EXPECT_LE(difference(actual, expected, &Selection::column_ptr, &Selection::column), 0.01);
+      }
     }
   }
 }
