@@ -149,6 +149,8 @@ class CudaDevice final : public Device {
                  const std::function<void(const Panel&)>& use);
   /// Lists of the blocks that call.marks marks; call.block_ptr is set.
   Selection lists_of_marks(CoverCall& call);
+  /// The mean of shares of mass in GPU memory, for which the host waits.
+  double mean_share(const float* shares, size_t n);
   ChunkMeansOnGpu chunk_means(const ChunkArgs& args, const ChunkCall& call, const StagedKv& kv);
   /// Lists of this shape, whose ends are yet to be written; then room for so many entries, for which the host waits,
   /// or for as many as there can be.

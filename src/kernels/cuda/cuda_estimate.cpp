@@ -258,6 +258,7 @@ Selection CudaDevice::select_ranked(const RankedArgs& args) {
   const auto by_block = gpu_memory_.lend(n_group_head * n_block * sizeof(float));
   const auto budget = gpu_memory_.lend(n_group_head * sizeof(int32_t));
   const auto scores = gpu_memory_.lend(n_block_q * n_block * sizeof(float));
+  const auto kept = gpu_memory_.lend(n_head * sizeof(float));
   call.marks = reinterpret_cast<uint32_t*>(marks.get());
   spend(args.probe, tables, reinterpret_cast<float*>(mass.get()), false);
   for (int32_t group = 0; group < args.scores.n_group; ++group) {
@@ -273,11 +274,14 @@ Selection CudaDevice::select_ranked(const RankedArgs& args) {
         .mass = reinterpret_cast<const float*>(mass.get()) + first * static_cast<size_t>(tables.max_slots),
         .by_block = reinterpret_cast<float*>(by_block.get()),
         .budget = reinterpret_cast<int32_t*>(budget.get()),
-        .marks = call.marks + first * n_block_q * n_words};
+        .marks = call.marks + first * n_block_q * n_words,
+        .kept = reinterpret_cast<float*>(kept.get()) + first};
     proxies.run(group, ranked.rows, reinterpret_cast<float*>(scores.get()));
     mark_ranked(ranked);
   }
-  return lists_of_marks(call);
+  Selection selection = lists_of_marks(call);
+  selection.estimated_mass = mean_share(reinterpret_cast<const float*>(kept.get()), n_head);
+  return selection;
 }
 
 Selection CudaDevice::select_outstanding(const OutstandingArgs& args) {

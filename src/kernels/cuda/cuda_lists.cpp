@@ -1,4 +1,5 @@
 // Lists of selections in GPU memory.
+#include "attention/lists.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_device.h"
 
@@ -49,6 +50,14 @@ void CudaDevice::make_room(NewLists& lists) {
 void CudaDevice::make_room(NewLists& lists, int64_t n_block, int64_t n_column) {
   lists.made->lists.block_begin = lists.block_begin = room(lists, static_cast<size_t>(n_block));
   make_columns(lists, static_cast<size_t>(n_column));
+}
+
+double CudaDevice::mean_share(const float* shares, size_t n) {
+  std::vector<float> known(n);
+  transfers_.download(known.data(), shares, n * sizeof(float));
+  MassEstimate all;
+  for (const float share : known) all.add(double{share});
+  return all.sum / static_cast<double>(all.n);
 }
 
 Selection CudaDevice::on_host(const Selection& selection) {

@@ -67,6 +67,7 @@ struct RankedMarks {
   float* by_block = nullptr;      // [n_head, n_block], work
   int32_t* budget = nullptr;      // [n_head], work
   uint32_t* marks = nullptr;      // [n_head, n_block_q, words]
+  float* kept = nullptr;          // [n_head] the share of the mass that the last row's blocks hold
 };
 void mark_ranked(const RankedMarks& call);
 

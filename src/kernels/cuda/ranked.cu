@@ -131,6 +131,23 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ 
   }
 }
 
+/// One block of threads for each head.
+__global__ void __launch_bounds__(kThreads) kept_kernel(const __grid_constant__ RankedMarks call) {
+  const int64_t head = blockIdx.x, n_block_q = (call.rows.n_rows + call.rows.block - 1) / call.rows.block;
+  const uint32_t* last = call.marks + ((head + 1) * n_block_q - 1) * ((call.rows.n_block + 31) / 32);
+  const float* mass = call.by_block + head * call.rows.n_block;
+  const int32_t n = blocks_seen(call.rows);
+  double kept = 0, total = 0;
+  for (int32_t c = threadIdx.x; c < n; c += kThreads) {
+    total += mass[c];
+    if ((last[c / 32] >> c % 32 & 1) != 0) kept += mass[c];
+  }
+  const auto add = [](double a, double b) { return a + b; };
+  kept = over_block(kept, add);
+  total = over_block(total, add);
+  if (threadIdx.x == 0) call.kept[head] = total > 0 ? static_cast<float>(kept / total) : 1.0F;
+}
+
 }  // namespace
 
 void mark_ranked(const RankedMarks& call) {
@@ -138,6 +155,7 @@ void mark_ranked(const RankedMarks& call) {
   const dim3 grid(static_cast<unsigned>((n_block_q + kWarps - 1) / kWarps), static_cast<unsigned>(call.n_head));
   budget_kernel<<<static_cast<unsigned>(call.n_head), kCutThreads, 0, call.rows.stream>>>(call);
   mark_kernel<<<grid, kThreads, 0, call.rows.stream>>>(call);
+  kept_kernel<<<static_cast<unsigned>(call.n_head), kThreads, 0, call.rows.stream>>>(call);
   check(cudaGetLastError(), "ranked blocks");
 }
 
