@@ -96,6 +96,10 @@ struct SetArgs {
   const Selection* sets = nullptr;  // not that of everything
   int32_t window = 1;               // last slots that the first row of a block sees, itself included,
   int32_t unit = 1;                 // from a multiple of so many slots on
+  // Or only rows whose own slot is in a set attend, at least one, and the last n_wanted. They see what lies of their
+  // set before their block's last row, and the block's own slots.
+  bool only_rows_of_sets = false;
+  int64_t n_wanted = 0;
 };
 inline constexpr int32_t kSetRows = 128;
 inline constexpr int32_t kSetBlock = 64;  // slots
@@ -265,7 +269,8 @@ class Ops {
   virtual Selection choose_core(const CoreArgs& args);
   virtual Selection choose_important(const ImportantArgs& args);
   /// Lists for such sets: slots of the set before the rows' window, as blocks where kSetBlock of them follow one
-  /// another, the others as columns that all lists share; and blocks from there to the rows' own slots.
+  /// another, the others as columns that all lists share; and blocks from there to the rows' own slots. Of rows of the
+  /// sets alone: the set's slots, and columns that a list has for itself where it holds rows that are not in its set.
   virtual Selection select_sets(const SetArgs& args);
 
   /// The selection with its lists in vectors, for those who look at them.

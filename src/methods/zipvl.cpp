@@ -29,7 +29,6 @@
 #include <optional>
 
 #include "attention/important.h"
-#include "attention/sets.h"
 #include "base/error.h"
 #include "methods/lists.h"
 
@@ -95,71 +94,15 @@ class Important final : public Selector {
     const Selection sets = choose(site, settings);
     if (settings.cache) state_->prompts[site.layer] = {sets, n_slots_of(site.kv.heads)};
     if (sets.everything()) return {};
-    if (!settings.all_rows) return among_important(site, site.ops.on_host(sets));
-    return site.ops.select_sets({.kv = site.kv, .limit = site.limit, .n_head = site.q.n_head, .sets = &sets});
+    return site.ops.select_sets({.kv = site.kv,
+                                 .limit = site.limit,
+                                 .n_head = site.q.n_head,
+                                 .sets = &sets,
+                                 .only_rows_of_sets = !settings.all_rows,
+                                 .n_wanted = site.n_wanted});
   }
 
  private:
-  // Important rows alone, of which the host makes a list anyway.
-  static Selection among_important(const Site& site, const Selection& sets) {
-    std::vector<int32_t> rows = attending(site, sets);
-    std::vector<HeadLists> lists(static_cast<size_t>(sets.n_head));
-    site.ops.for_each(sets.n_head, [&](int64_t set, int) {
-      push_set_and_rows(site, site.kv.heads[static_cast<size_t>(set)], sets.columns(set), rows,
-                        lists[static_cast<size_t>(set)]);
-    });
-    Selection selection = join_lists(lists, kSetRows, kSetBlock);
-    selection.group = site.q.n_head / sets.n_head;
-    selection.estimated_mass = sets.estimated_mass;
-    if (std::ssize(rows) < site.q.n_rows) selection.rows = std::move(rows);
-    return selection;
-  }
-
-  // Ascending: rows that any kv head finds important, and those whose logits somebody reads.
-  static std::vector<int32_t> attending(const Site& site, const Selection& sets) {
-    std::vector<uint8_t> attends(static_cast<size_t>(site.q.n_rows));
-    for (int32_t i = 0; i < sets.n_head; ++i) {
-      const std::span<const int32_t> set = sets.columns(i);
-      auto next = set.begin();
-      for (int64_t row = 0; row < site.q.n_rows; ++row) {
-        const int32_t own = slot_of_row(site, site.kv.heads[static_cast<size_t>(i)], row);
-        next = std::lower_bound(next, set.end(), own);
-        if (next != set.end() && *next == own) attends[static_cast<size_t>(row)] = 1;
-      }
-    }
-    std::fill(attends.end() - std::min(site.n_wanted, site.q.n_rows), attends.end(), uint8_t{1});
-    std::vector<int32_t> rows;
-    for (size_t row = 0; row < attends.size(); ++row) {
-      if (attends[row] != 0) rows.push_back(static_cast<int32_t>(row));
-    }
-    return rows;
-  }
-
-  // Blocks of `rows` see the set's slots before them, and each other.
-  static void push_set_and_rows(const Site& site, const KvHead& kv, std::span<const int32_t> set,
-                                std::span<const int32_t> rows, HeadLists& lists) {
-    const SharedSet shared(set, kSetBlock, lists);
-    std::vector<int32_t> own, slots;
-    for (size_t begin = 0; begin < rows.size(); begin += kSetRows) {
-      own.clear();
-      for (const int32_t row : rows.subspan(begin, std::min<size_t>(kSetRows, rows.size() - begin))) {
-        own.push_back(slot_of_row(site, kv, row));
-      }
-      const auto first = std::lower_bound(set.begin(), set.end(), own.front());
-      const auto last = std::upper_bound(first, set.end(), own.back());
-      if (std::includes(first, last, own.begin(), own.end())) {  // rows do not see what lies behind them
-        shared.push_blocks(own.back() + 1);
-        shared.end_block(own.back() + 1);
-        continue;
-      }
-      slots.assign(set.begin(), first);
-      std::set_union(first, last, own.begin(), own.end(), std::back_inserter(slots));
-      const auto n_before = static_cast<int32_t>(lists.column.size());
-      push_slots(slots, kSetBlock, lists);
-      lists.end_block(n_before, static_cast<int32_t>(lists.column.size()));
-    }
-  }
-
   std::shared_ptr<State> state_;
 };
 

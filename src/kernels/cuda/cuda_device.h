@@ -147,6 +147,8 @@ class CudaDevice final : public Device {
   };
   void in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
                  const std::function<void(const Panel&)>& use);
+  /// select_sets of rows of the sets alone, which are on the device; rows' own slots follow one another.
+  Selection select_rows_of_sets(const SetArgs& args, const Selection& sets);
   /// Lists of the blocks that call.marks marks; call.block_ptr is set.
   Selection lists_of_marks(CoverCall& call);
   /// The mean of shares of mass in GPU memory, for which the host waits.

@@ -105,9 +105,67 @@ Selection CudaDevice::choose_important(const ImportantArgs& args) {
   return sets.made(kv, nullptr, static_cast<double>(limit.size()));
 }
 
+Selection CudaDevice::select_rows_of_sets(const SetArgs& args, const Selection& sets) {
+  const auto& from = static_cast<const GpuLists&>(*sets.on_device);
+  std::vector<int32_t> own;
+  for (const KvHead& head : args.kv.heads) own.push_back(visible_slots(head, args.limit.front()) - 1);
+  const auto n_all = std::ssize(args.limit);
+  const auto rows = gpu_memory_.lend(static_cast<size_t>(n_all + 1) * sizeof(int32_t));
+  SetRows call{.sets = {.n_set = sets.n_head,
+                        .ptr = from.lists.column_ptr,
+                        .slots = from.lists.column,
+                        .n = static_cast<int64_t>(from.n_column),
+                        .stream = stream_},
+               .own = on_gpu(own),
+               .n_all = n_all,
+               .n_wanted = std::min(args.n_wanted, n_all),
+               .rows = reinterpret_cast<int32_t*>(rows.get())};
+  {
+    const auto places = gpu_memory_.lend(static_cast<size_t>(n_all) * sizeof(int32_t)),
+               scan = gpu_memory_.lend(row_scan_bytes(call));
+    find_rows(call, reinterpret_cast<int32_t*>(places.get()), scan.get());
+  }
+  std::vector<int32_t> known(static_cast<size_t>(n_all + 1));  // the engine gathers them
+  transfers_.download(known.data(), rows.get(), known.size() * sizeof(int32_t));
+  call.sets.n_rows = known.front();
+  call.sets.n_block_q = ceil_div(call.sets.n_rows, kSetRows);
+  NewLists lists = new_lists({.block_q = kSetRows,
+                              .block_k = kSetBlock,
+                              .n_head = sets.n_head,
+                              .n_block_q = call.sets.n_block_q,
+                              .group = args.n_head / sets.n_head});
+  const auto n_list = static_cast<size_t>(lists.n_list());
+  const auto more = gpu_memory_.lend(n_list * sizeof(int32_t)),
+             work = gpu_memory_.lend(set_lists_work_bytes(call.sets));
+  call.sets.work = work.get();
+  call.sets.block_ptr = lists.block_ptr;
+  call.more = reinterpret_cast<int32_t*>(more.get());
+  measure_rows(call);
+  make_blocks(lists);
+  int32_t n_more = 0;
+  transfers_.download(&n_more, call.more + n_list - 1, sizeof(n_more));
+  make_columns(lists, from.n_column + static_cast<size_t>(n_more));
+  call.sets.column = lists.column;
+  call.sets.column_ptr = lists.column_ptr;
+  call.sets.column_end = share_columns(lists);
+  write_rows(call, lists.block_begin);
+  Selection selection = lists.selection();
+  selection.estimated_mass = sets.estimated_mass;
+  if (call.sets.n_rows < n_all) {
+    selection.rows.assign(known.begin() + 1, known.begin() + 1 + known.front());
+  }
+  return selection;
+}
+
 Selection CudaDevice::select_sets(const SetArgs& args) {
+  const auto rows_follow = [&](const KvHead& head) {
+    return visible_slots(head, args.limit.back()) - visible_slots(head, args.limit.front()) ==
+           std::ssize(args.limit) - 1;
+  };
+  if (args.only_rows_of_sets && !std::ranges::all_of(args.kv.heads, rows_follow)) return Ops::select_sets(args);
   const auto lock = begin();
   const Selection sets = on_device(*args.sets);
+  if (args.only_rows_of_sets) return select_rows_of_sets(args, sets);
   const auto& from = static_cast<const GpuLists&>(*sets.on_device);
   const auto n_rows = std::ssize(args.limit);
   const auto visible = visible_rows(kv_tables_.of(args.kv), args.limit, 0, nullptr, 1);

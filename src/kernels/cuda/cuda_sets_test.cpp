@@ -214,5 +214,46 @@ TEST_F(CudaSets, ListsAreThoseOfTheHost) {
   }
 }
 
+/// Sets of which rows are few or many, and rows that only another head's set has.
+TEST_F(CudaSets, RowsOfSetsAreThoseOfTheHost) {
+  for (const Case& one : cases()) {
+    if (one.last_slots > 0) continue;  // some rows there have no slot of their own
+    OnGpu on_gpu(device(), one.text);
+    const KvHead& head = on_gpu.heads.front();
+    std::vector<int32_t> limit;
+    for (int64_t row = on_gpu.args.q.n_rows; row > 0; --row) {
+      limit.push_back(head.position(head.n_slots - static_cast<int32_t>(row)));
+    }
+    for (const int32_t of : {0, 3, 9}) {
+      for (const auto& [n_set, n_wanted] : {std::pair{1, 1}, {1, 0}, {2, 1}, {2, 150}, {1, 90}, {2, 1 << 20}}) {
+        if (n_set > std::ssize(on_gpu.heads)) continue;
+        SCOPED_TRACE(fmt::format("{} of={} sets={} wanted={}", one.text, of, n_set, n_wanted));
+        std::vector<std::vector<int32_t>> sets;
+        for (int32_t i = 0; i < n_set; ++i) {
+          const int32_t n = on_gpu.heads[static_cast<size_t>(i)].n_slots;
+          sets.push_back(some_slots(n, of, static_cast<uint32_t>(i)));
+          if (n_wanted == 0 && sets.back().back() != n - 1) sets.back().push_back(n - 1);
+        }
+        const Selection joined = join_sets(on_gpu.args.kv, sets, std::vector<double>(sets.size(), 0.5));
+        if (joined.everything()) continue;
+        const SetArgs args = {.kv = on_gpu.args.kv,
+                              .limit = limit,
+                              .n_head = on_gpu.args.q.n_head,
+                              .sets = &joined,
+                              .only_rows_of_sets = true,
+                              .n_wanted = n_wanted};
+        const Selection made = device().select_sets(args), expected = device().Ops::select_sets(args);
+        ASSERT_NE(made.on_device, nullptr);
+        const Selection actual = device().on_host(made);
+        EXPECT_EQ(actual.rows, expected.rows);
+        EXPECT_EQ(actual.block_ptr, expected.block_ptr);
+        EXPECT_EQ(actual.block_begin, expected.block_begin);
+        EXPECT_EQ(difference(actual, expected), 0);
+        EXPECT_EQ(actual.estimated_mass, expected.estimated_mass);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace winnow

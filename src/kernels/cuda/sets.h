@@ -83,4 +83,22 @@ void measure_sets(const SetLists& call);
 /// What is left: the blocks.
 void write_set_blocks(const SetLists& call, int32_t* block_begin);
 
+/// Lists of those rows alone that are in a set or among the last `n_wanted`.
+struct SetRows {
+  SetLists
+      sets;  // `visible`, `window` and `unit` are not looked at; n_rows and n_block_q are those of rows that attend
+  const int32_t* own = nullptr;  // [n_set] row r's own slot in set s is own[s] + r
+  int64_t n_all = 0;             // rows
+  int64_t n_wanted = 0;
+  int32_t* rows = nullptr;  // [n_all + 1] how many attend; then they, ascending
+  int32_t* more = nullptr;  // [n_set * n_block_q] columns of lists' own up to here, behind the n of the sets
+};
+/// The rows that attend. places: [n_all], work; scan: row_scan_bytes
+size_t row_scan_bytes(const SetRows& call);
+void find_rows(const SetRows& call, int32_t* places, std::byte* scan);
+/// Where the lists end: block_ptr and `more`.
+void measure_rows(const SetRows& call);
+/// The rest, of which `column` has room for n and what is `more`.
+void write_rows(const SetRows& call, int32_t* block_begin);
+
 }  // namespace winnow::cuda
