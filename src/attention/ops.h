@@ -173,6 +173,23 @@ struct UnturnedArgs {
   int32_t block = 64;  // rows and slots of a block, the last one by its true length; of keys a power of two
 };
 
+/// Key blocks that a trained gate finds worth it (SeerAttention, arXiv 2410.13276).
+struct GateArgs {
+  UnturnedArgs rows;            // rows and slots come in blocks of rows.block
+  std::span<const float> gate;  // [n_head, head_dim, 3 * head_dim] from a block's greatest, least and mean key
+  double threshold = 0;         // share of a row of blocks above which a block is computed,
+  double ratio = 1;             // or below 1: the share of all blocks that is; see attention/gates.h
+  bool last_dense = false;      // the last two blocks of rows see everything
+};
+
+/// What Ops::window_mass answers, of rows whose attention is under way.
+class PendingMass {
+ public:
+  virtual ~PendingMass() = default;
+  /// Waits for it, not for what the device was given since. Once.
+  virtual void get(std::vector<std::vector<float>>& mass) = 0;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -263,6 +280,12 @@ class Ops {
   /// seen / N) of those that it sees, or k, and args.least: the first block, those of its own rows, and the best scores
   /// among the others, of equal ones the lower block.
   virtual Selection select_ranked(const RankedArgs& args);
+
+  /// Lists of blocks by the softmax of a gate's products, for all heads. A block's key is what the gate makes of its
+  /// pooled keys, its query the mean one, both of before RoPE and turned by the position of the block's first token. Of
+  /// the blocks that a block of rows sees those are taken whose probability is above the threshold, or the n best, the
+  /// lower of equal ones; and its own. The estimated mass is the share of the probabilities.
+  virtual Selection select_gated(const GateArgs& args);
 
   /// Sets of slots, for each kv head or for all of them: the columns of a selection of one query block. Where no slot
   /// is left out, the selection of everything. Estimated mass is that of the votes or probes.

@@ -88,6 +88,7 @@ class CudaDevice final : public Device {
   void proxy_scores(const ProxyArgs& args, std::vector<std::vector<float>>& scores) override;
   Selection select_cover(const CoverArgs& args) override;
   Selection select_ranked(const RankedArgs& args) override;
+  Selection select_gated(const GateArgs& args) override;
   Selection choose_core(const CoreArgs& args) override;
   Selection choose_important(const ImportantArgs& args) override;
   Selection select_sets(const SetArgs& args) override;
@@ -103,6 +104,7 @@ class CudaDevice final : public Device {
   struct Cover;
   struct ChunkMeansOnGpu;
   struct Sets;
+  struct Gates;
   class Antidiagonals;
   class Proxies;
 

@@ -3,6 +3,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cut.cuh"
 #include "kernels/cuda/estimate.h"
+#include "kernels/cuda/kth.cuh"
 #include "kernels/cuda/over_block.cuh"
 #include "kernels/cuda/vec_inl.h"
 
@@ -11,8 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;
-constexpr int kLaneDigits = kDigits / 32;
 constexpr uint32_t kForced = ~0U;  // no score's key
 
 /// How many key blocks the last row of blocks sees.
@@ -55,50 +54,13 @@ struct RowKeys {
   __device__ bool forced(int32_t c) const { return c == 0 || c >= first; }
   __device__ uint32_t operator()(int32_t c) const {
     if (forced(c)) return kForced;
-    const uint32_t bits = __float_as_uint(scores[c]);
-    return bits >> 31 != 0 ? ~bits : bits | 0x80000000U;
+    return ordered(scores[c]);
   }
 };
 
-/// The warp finds the k-th largest key. -> that key; k becomes how many of its equals are taken. 1 <= k <= n
-__device__ uint32_t kth_key(const RowKeys& keys, int64_t& k, int32_t* counts) {
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  uint32_t prefix = 0;
-  for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
-    for (int32_t i = lane; i < kDigits; i += 32) counts[i] = 0;
-    __syncwarp();
-    for (int32_t c = lane; c < keys.n; c += 32) {
-      const uint32_t key = keys(c);
-      if (shift + kDigitBits < 32 && key >> (shift + kDigitBits) != prefix) continue;
-      atomicAdd(&counts[key >> shift & (kDigits - 1)], 1);
-    }
-    __syncwarp();
-    // From the largest digit down: neighbouring ones to a lane.
-    const int32_t highest = kDigits - 1 - lane * kLaneDigits;
-    int32_t own = 0;
-    for (int32_t i = 0; i < kLaneDigits; ++i) own += counts[highest - i];
-    int32_t before = own;
-    for (int step = 1; step < 32; step *= 2) {
-      const int32_t lower = __shfl_up_sync(~0U, before, step);
-      if (lane >= step) before += lower;
-    }
-    before -= own;
-    const uint32_t holders = __ballot_sync(~0U, before < k && before + own >= k);
-    const int holder = __ffs(static_cast<int>(holders)) - 1;
-    int32_t digit = highest;
-    if (lane == holder) {
-      while (before + counts[digit] < k) before += counts[digit--];
-    }
-    prefix = prefix << kDigitBits | static_cast<uint32_t>(__shfl_sync(~0U, digit, holder));
-    k -= __shfl_sync(~0U, before, holder);
-    __syncwarp();
-  }
-  return prefix;
-}
-
 /// A warp for each row of blocks of head blockIdx.y.
 __global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ RankedMarks call) {
-  __shared__ int32_t counts[kWarps][kDigits];
+  __shared__ int32_t counts[kWarps][kKthDigits];
   const BlockRows& rows = call.rows;
   const auto n_block_q = static_cast<int32_t>((rows.n_rows + rows.block - 1) / rows.block);
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32, lane = static_cast<int32_t>(threadIdx.x) % 32;

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/turn.cuh"
 #include "kernels/cuda/vec_inl.h"
 
 namespace winnow::cuda {
@@ -129,15 +130,6 @@ __global__ void rms_norm_heads_kernel(T* data, int64_t stride, int64_t n_rows, i
     for (int i = 0; i < 8; ++i) v[i] = v[i] * scale * w[i];
     store_some(head + col, head_dim - col, is_wide, v);
   }
-}
-
-/// Sine and cosine of position * frequency, whole turns taken away in double: positions go beyond 2^20.
-__device__ float2 turn_of(int32_t position, float frequency, float magnitude) {
-  constexpr double kTurn = 1 / 6.283185307179586476925;
-  const double turns = static_cast<double>(position) * static_cast<double>(frequency) * kTurn;
-  float sine, cosine;
-  sincospif(static_cast<float>(2 * (turns - rint(turns))), &sine, &cosine);
-  return {cosine * magnitude, sine * magnitude};
 }
 
 struct RopeCall {

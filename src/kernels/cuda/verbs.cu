@@ -47,6 +47,15 @@ struct FloatRows {
   int32_t dim;
   __device__ float at(int64_t row, int d) const { return data[row * dim + d]; }
 };
+/// Of the head that the grid's third extent counts.
+struct FloatRowsOfHeads {
+  RowsOfHeads rows;
+  int64_t n;
+  int32_t dim;
+  __device__ float at(int64_t row, int d) const {
+    return rows.data[static_cast<int32_t>(blockIdx.z) / rows.group * rows.stride + row * dim + d];
+  }
+};
 struct HeadRowsOf {
   ProbeRows q;
   int64_t n;
@@ -65,7 +74,7 @@ struct SlotRows {
   }
 };
 
-/// out [a.n, b.n] = scale * a b^T. Each thread takes four rows by four columns, 16 apart.
+/// out [heads, a.n, b.n] = scale * a b^T. Each thread takes four rows by four columns, 16 apart.
 template <typename A, typename B>
 __global__ void __launch_bounds__(kThreads) product_kernel(A a, B b, int32_t dim, float scale, float* out) {
   __shared__ float left[kDepth][kTile + 1], right[kDepth][kTile + 1];
@@ -102,16 +111,17 @@ __global__ void __launch_bounds__(kThreads) product_kernel(A a, B b, int32_t dim
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t col = first_b + tx + 16 * j;
-      if (row < a.n && col < b.n) out[row * b.n + col] = scale * sum[i][j];
+      if (row < a.n && col < b.n) out[(blockIdx.z * a.n + row) * b.n + col] = scale * sum[i][j];
     }
   }
 }
 
 template <typename A, typename B>
-void launch_product(const A& a, const B& b, int32_t dim, float scale, float* out, cudaStream_t stream) {
+void launch_product(const A& a, const B& b, const HeadProducts& products, float* out, cudaStream_t stream) {
   if (a.n == 0 || b.n == 0) return;
-  const dim3 grid(static_cast<unsigned>((b.n + kTile - 1) / kTile), static_cast<unsigned>((a.n + kTile - 1) / kTile));
-  product_kernel<<<grid, kThreads, 0, stream>>>(a, b, dim, scale, out);
+  const dim3 grid(static_cast<unsigned>((b.n + kTile - 1) / kTile), static_cast<unsigned>((a.n + kTile - 1) / kTile),
+                  static_cast<unsigned>(products.n_head));
+  product_kernel<<<grid, kThreads, 0, stream>>>(a, b, products.dim, products.scale, out);
   check(cudaGetLastError(), "launching scores");
 }
 
@@ -178,7 +188,7 @@ void launch_pool(const A& a, int32_t dim, int32_t block, float* out, cudaStream_
 void score_window(const ScoreArgs& args, float* out, cudaStream_t stream) {
   if (args.q.n == 0 || args.k.n_slots == 0) return;
   launch_product(HeadRowsOf{args.q, args.q.n}, SlotRows{args.k, args.k.n_slots, row_bytes(args.k.type, args.head_dim)},
-                 args.head_dim, args.scale, out, stream);
+                 {args.head_dim, 1, args.scale}, out, stream);
   softmax_kernel<<<static_cast<unsigned>(args.q.n), kSoftmaxThreads, 0, stream>>>(args, out);
   check(cudaGetLastError(), "launching probabilities");
 }
@@ -193,7 +203,12 @@ void pool_keys(const KeyBlocks& k, int32_t head_dim, int32_t block, float* out, 
 
 void score_blocks(const float* a, int64_t n_a, const float* b, int64_t n_b, int32_t dim, float scale, float* out,
                   cudaStream_t stream) {
-  launch_product(FloatRows{a, n_a, dim}, FloatRows{b, n_b, dim}, dim, scale, out, stream);
+  launch_product(FloatRows{a, n_a, dim}, FloatRows{b, n_b, dim}, {dim, 1, scale}, out, stream);
+}
+
+void score_blocks_of_heads(const RowsOfHeads& a, const RowsOfHeads& b, const HeadProducts& products, float* out,
+                           cudaStream_t stream) {
+  launch_product(FloatRowsOfHeads{a, a.n, products.dim}, FloatRowsOfHeads{b, b.n, products.dim}, products, out, stream);
 }
 
 }  // namespace winnow::cuda

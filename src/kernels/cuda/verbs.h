@@ -44,4 +44,18 @@ void pool_keys(const KeyBlocks& k, int32_t head_dim, int32_t block, float* out, 
 void score_blocks(const float* a, int64_t n_a, const float* b, int64_t n_b, int32_t dim, float scale, float* out,
                   cudaStream_t stream);
 
+/// Rows of several heads: those of head h, [n, dim], from data + h / group * stride on.
+struct RowsOfHeads {
+  const float* data = nullptr;
+  int64_t n = 0, stride = 0;
+  int32_t group = 1;
+};
+struct HeadProducts {
+  int32_t dim = 0, n_head = 0;
+  float scale = 1;
+};
+/// score_blocks of each head. -> out [n_head, a.n, b.n]
+void score_blocks_of_heads(const RowsOfHeads& a, const RowsOfHeads& b, const HeadProducts& products, float* out,
+                           cudaStream_t stream);
+
 }  // namespace winnow::cuda
