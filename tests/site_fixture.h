@@ -191,7 +191,7 @@ class SiteFixture {
 };
 
 /// The oracle's verbs, without a device around them.
-class RefOps final : public Ops {
+class RefOps : public Ops {
  public:
   explicit RefOps(int n_threads) : pool_(n_threads) {}
   void attend(const AttnArgs& args) override { ref::attend(args); }

@@ -206,6 +206,9 @@ class Ops {
   /// window_mass: the same, summed over the probe rows, for all query heads. -> [n_head] of [n_slots(head's kv head)].
   /// The default asks score_window head by head.
   virtual void window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass);
+  /// Begins the same on a device that works beside the host, which may give it other work before it asks for the
+  /// answer. Null: there is no "meanwhile"; window_mass is to be asked.
+  virtual std::unique_ptr<PendingMass> begin_window_mass(const ProbeArgs& /*args*/) { return nullptr; }
 
   /// pool_blocks: mean query of each block of `block` rows of one head, the last block by its true length.
   /// -> [ceil(n_rows / block), head_dim]

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "engine/attend_layer.h"
 #include "engine/pruned.h"
@@ -131,7 +132,10 @@ void Prefill::layer(int32_t index, Pass& pass) {
     engine_.throw_if_cancelled();
   }
   // Only now, when a GPU has work: the host frees thousands of blocks here.
-  for (Part& part : pass.parts) apply_edit(index, part);
+  for (Part& part : pass.parts) {
+    compress_begun(part);
+    apply_edit(index, part);
+  }
   put_to_sleep(index, pass);
 }
 
@@ -209,11 +213,11 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
   if (watcher_ != nullptr && here.window == 0) watcher_->observe(here);
   // Attention's output takes the queries' place, and compressors look at the last queries afterwards.
   const int64_t n_tail = std::min(kTailRows, part.n);
-  const Scratch tail = device_.activations(n_tail, rows.cols);
+  part.tail = device_.activations(n_tail, rows.cols);
   if (part.n_later == 0) {
     std::vector<int32_t> last(static_cast<size_t>(n_tail));
     std::iota(last.begin(), last.end(), static_cast<int32_t>(part.n - n_tail));
-    device_.gather_rows(rows, last, tail);
+    device_.gather_rows(rows, last, part.tail);
   }
   // What the layer holds of tokens that were dropped below is invisible; selectors know nothing of that.
   const bool asleep = part.pruner != nullptr && part.pruner->revives() &&
@@ -227,7 +231,7 @@ void Prefill::attend_part(int32_t index, const Pass& pass, Part& part, Mat q) {
   attend(*part.sequence, here, selection, pass.decode);
   if (part.pruner != nullptr && !pass.decode) count_pruned(here, part);
   if (part.n_later > 0) return;
-  here.q = Mat(tail).heads(model_.shape().head_dim);
+  here.q = Mat(part.tail).heads(model_.shape().head_dim);
   here.limit = here.limit.last(static_cast<size_t>(n_tail));
   if (part.pruner != nullptr && index + 1 < model_.shape().n_layer) {
     device_.sync();
@@ -290,12 +294,24 @@ void Prefill::compress(Part& part, Site& here) {
   Sequence& sequence = *part.sequence;
   for (const Method& method : sequence.methods_) {
     if (method.compressor == nullptr) continue;
+    compress_begun(part);
     apply_edit(here.layer, part);  // that of the compressor before this one
     device_.sync();
     const Stopwatch watch(sequence.stats_.select_s);
     here.kv = sequence.cache_.view(here.layer);
-    part.edit = method.compressor->compress(here, true);
+    if (method.compressor->begin(here)) {
+      part.begun = method.compressor.get();
+      part.site.emplace(here);
+    } else {
+      part.edit = method.compressor->compress(here, true);
+    }
   }
+}
+
+void Prefill::compress_begun(Part& part) {
+  if (part.begun == nullptr) return;
+  const Stopwatch watch(part.sequence->stats_.select_s);
+  part.edit = std::exchange(part.begun, nullptr)->compress(*part.site, true);
 }
 
 void Prefill::apply_edit(int32_t index, Part& part) {

@@ -39,6 +39,10 @@ class Prefill {
     // where it revives, older tokens.
     std::vector<int32_t> alive{};
     KvEdit edit{};  // of the layer's cache, not yet applied
+    // A compressor that is asked when the device has been given the rest of the layer; null: none is left.
+    Compressor* begun = nullptr;
+    Scratch tail{};              // the last queries, which it looks at
+    std::optional<Site> site{};  // of which it is asked
   };
   struct Pass {  // the rows that go through all layers together
     std::vector<Part> parts;
@@ -65,6 +69,7 @@ class Prefill {
   void show(Sequence& sequence, const Site& site, const Selection& selection);
   void attend(Sequence& sequence, const Site& site, const Selection& selection, bool decode);
   void compress(Part& part, Site& site);
+  void compress_begun(Part& part);
   static void apply_edit(int32_t index, Part& part);
   void hand_over(const Pass& pass, const LogitsSink& sink);
   void report(double share_of_pass, int64_t n_rows);

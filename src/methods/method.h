@@ -53,6 +53,10 @@ class Compressor {
  public:
   virtual ~Compressor() = default;
   virtual KvEdit compress(const Site& site, bool prefill) = 0;
+  /// Asked before `compress` in prefill: begins what that will look at where the device makes it while the host goes on
+  /// (Ops::begin_window_mass). true: it has, and `compress` is asked of the same site when the device has been given
+  /// the rest of the layer, so that nothing waits for the host.
+  virtual bool begin(const Site& /*site*/) { return false; }
   /// Asked before a decoded row attends, unless a selector chooses for it: what it computes of the cache. Who lets go
   /// of slots later than they are due leaves them out here. Empty: everything.
   virtual Selection select_row(const Site& /*site*/) { return {}; }

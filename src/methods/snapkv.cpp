@@ -69,10 +69,14 @@ class SnapKv final : public Compressor {
  public:
   explicit SnapKv(const Settings& settings) : s_(settings) {}
 
+  bool begin(const Site& site) override {
+    pending_ = keeps_all(site.kv) ? nullptr : site.ops.begin_window_mass(voters(site));
+    return pending_ != nullptr;
+  }
+
   KvEdit compress(const Site& site, bool prefill) override {
     const std::span<const KvHead> kv = site.kv.heads;
-    const auto small = [&](const KvHead& head) { return head.n_slots <= s_.budget; };
-    if (!prefill || std::all_of(kv.begin(), kv.end(), small)) return {};
+    if (!prefill || keeps_all(site.kv)) return {};
     const Votes votes = vote(site);
     const std::vector<int64_t> share = shares(site.ops, votes);
     KvEdit edit;
@@ -89,9 +93,18 @@ class SnapKv final : public Compressor {
   }
 
  private:
-  Votes vote(const Site& site) const {
+  bool keeps_all(const KvView& kv) const {
+    return std::ranges::all_of(kv.heads, [&](const KvHead& head) { return head.n_slots <= s_.budget; });
+  }
+  ProbeArgs voters(const Site& site) const { return last_rows(site, std::min<int64_t>(s_.window, site.q.n_rows)); }
+
+  Votes vote(const Site& site) {
     std::vector<std::vector<float>> mass;
-    site.ops.window_mass(last_rows(site, std::min<int64_t>(s_.window, site.q.n_rows)), mass);
+    if (const auto begun = std::move(pending_)) {
+      begun->get(mass);
+    } else {
+      site.ops.window_mass(voters(site), mass);
+    }
     Votes votes(site.kv.heads.size());
     const size_t group = mass.size() / votes.size();
     site.ops.for_each(std::ssize(votes), [&](int64_t item, int) {
@@ -123,6 +136,7 @@ class SnapKv final : public Compressor {
   }
 
   Settings s_;
+  std::unique_ptr<PendingMass> pending_;  // of the layer that is under way
 };
 
 constexpr double kMany = 1e9;

@@ -178,6 +178,39 @@ TEST(SnapKv, CompressesARaggedCacheAgain) {
   EXPECT_EQ(kept(edit, fixture, 1).back(), 99);
 }
 
+// Makes what is asked for while the host goes on.
+class WorksBeside final : public test::RefOps {
+ public:
+  WorksBeside() : RefOps(1) {}
+  std::unique_ptr<PendingMass> begin_window_mass(const ProbeArgs& args) override {
+    struct Made final : PendingMass {
+      std::vector<std::vector<float>> made;
+      void get(std::vector<std::vector<float>>& mass) override { mass = made; }
+    };
+    auto pending = std::make_unique<Made>();
+    window_mass(args, pending->made);
+    return pending;
+  }
+};
+
+TEST(SnapKv, KeepsWhatWasBegunAskedLater) {
+  WorksBeside ops;
+  SiteFixture fixture({.n_q = 200, .n_k = 300, .n_head = 4, .n_head_kv = 2}, 76), other({.n_q = 200, .n_k = 300}, 77);
+  const std::string spec = "snapkv(budget=100)";
+  const KvEdit want = compress(spec, fixture);
+  const Method method = make_method(spec, fixture.method_shape());
+  ASSERT_TRUE(method.compressor->begin(other.site(ops)));  // and never asked: its run was stopped
+  ASSERT_TRUE(method.compressor->begin(fixture.site(ops)));
+  const KvEdit begun = method.compressor->compress(fixture.site(ops), true),
+               again = method.compressor->compress(fixture.site(ref_ops()), true);
+  for (int32_t kv = 0; kv < 2; ++kv) {
+    EXPECT_EQ(kept(begun, fixture, kv), kept(want, fixture, kv));
+    EXPECT_EQ(kept(again, fixture, kv), kept(want, fixture, kv));
+  }
+  EXPECT_FALSE(method.compressor->begin(fixture.site(ref_ops())));
+  EXPECT_FALSE(make_method("snapkv(budget=300)", fixture.method_shape()).compressor->begin(fixture.site(ops)));
+}
+
 TEST(SnapKv, LeavesDecodeAlone) {
   SiteFixture fixture({.n_q = 1, .n_k = 300}, 8);
   const Method method = make_method("snapkv(budget=64)", fixture.method_shape());

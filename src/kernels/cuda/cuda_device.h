@@ -74,7 +74,10 @@ class CudaDevice final : public Device {
   void attend(const AttnArgs& args) override;
   void merge(HeadsView into, float* into_lse, const Partial& from, float gain) override;
   void score_window(const ProbeArgs& args, int32_t head, std::vector<float>& scores) override;
-  void window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) override;
+  void window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) override {
+    begin_window_mass(args)->get(mass);
+  }
+  std::unique_ptr<PendingMass> begin_window_mass(const ProbeArgs& args) override;
   void pool_queries(const HeadsView& q, int32_t head, int32_t block, std::vector<float>& pooled) override;
   void pool_keys(const KvView& kv, int32_t kv_head, int32_t block, std::vector<float>& pooled) override;
   void score_blocks(const std::vector<float>& a, const std::vector<float>& b, int32_t dim, float scale,
@@ -106,6 +109,7 @@ class CudaDevice final : public Device {
   struct Sets;
   struct Gates;
   class Antidiagonals;
+  class MassUnderWay;
   class Proxies;
 
   /// What `staged` made last, until something is written to a cache.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/lines.h"
 
@@ -39,22 +40,42 @@ void CudaDevice::spend(const ProbeArgs& args, const DeviceKv& tables, float* sum
   }
 }
 
-void CudaDevice::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& mass) {
-  const auto lock = begin();
-  const DeviceKv tables = kv_tables_.of(args.kv);
-  const auto n_head = static_cast<size_t>(args.q.n_head), width = static_cast<size_t>(tables.max_slots);
-  const auto sums = gpu_memory_.lend(n_head * width * sizeof(float));
-  if (width > 0) spend(args, tables, as<float>(sums), false);
-  mass.resize(n_head);
-  const size_t group = n_head / args.kv.heads.size();
-  pool_.parallel_for(args.q.n_head, [&](int64_t head, int /*thread*/) {  // while the GPU is at it
-    const auto at = static_cast<size_t>(head);
-    mass[at].assign(static_cast<size_t>(args.kv.heads[at / group].n_slots), 0.0F);
-  });
-  if (args.q.n_rows == 0) return;
-  transfers_.download(sums.get(), n_head * width * sizeof(float), [&](std::span<const std::byte> piece, size_t begin) {
-    const size_t row = width * sizeof(float), first = begin / row, end = (begin + piece.size() + row - 1) / row;
-    pool_.parallel_for(static_cast<int64_t>(end - first), [&](int64_t i, int /*thread*/) {
+/// Sums that the GPU makes, on the way to the host.
+class CudaDevice::MassUnderWay final : public PendingMass {
+ public:
+  MassUnderWay(CudaDevice& device, const ProbeArgs& args) : device_(device), n_rows_(args.q.n_rows) {
+    const DeviceKv tables = device.kv_tables_.of(args.kv);
+    const auto n_head = static_cast<size_t>(args.q.n_head);
+    width_ = static_cast<size_t>(tables.max_slots);
+    for (size_t head = 0; head < n_head; ++head) {
+      n_slots_.push_back(static_cast<size_t>(args.kv.heads[head * args.kv.heads.size() / n_head].n_slots));
+    }
+    sums_ = device.gpu_memory_.lend(n_head * width_ * sizeof(float));
+    check(cudaEventCreateWithFlags(&made_, cudaEventDisableTiming), "creating an event");
+    if (width_ > 0) device.spend(args, tables, as<float>(sums_), false);
+    check(cudaEventRecord(made_, device.stream_), "recording an event");
+  }
+  ~MassUnderWay() override { cudaEventDestroy(made_); }
+  MassUnderWay(const MassUnderWay&) = delete;
+  MassUnderWay& operator=(const MassUnderWay&) = delete;
+
+  void get(std::vector<std::vector<float>>& mass) override {
+    const auto lock = device_.begin();
+    mass.resize(n_slots_.size());
+    device_.pool_.parallel_for(std::ssize(mass), [&](int64_t head, int /*thread*/) {  // while the GPU is at it
+      const auto at = static_cast<size_t>(head);
+      mass[at].assign(n_slots_[at], 0.0F);
+    });
+    if (n_rows_ == 0) return;
+    device_.transfers_.download(
+        sums_.get(), mass.size() * width_ * sizeof(float),
+        [&](std::span<const std::byte> piece, size_t begin) { take(piece, begin, mass); }, made_);
+  }
+
+ private:
+  void take(std::span<const std::byte> piece, size_t begin, std::vector<std::vector<float>>& mass) const {
+    const size_t row = width_ * sizeof(float), first = begin / row, end = (begin + piece.size() + row - 1) / row;
+    device_.pool_.parallel_for(static_cast<int64_t>(end - first), [&](int64_t i, int /*thread*/) {
       const size_t head = first + static_cast<size_t>(i);
       const auto to = std::as_writable_bytes(std::span(mass[head]));
       // What the piece holds of the head, counted from the head's first byte.
@@ -62,7 +83,19 @@ void CudaDevice::window_mass(const ProbeArgs& args, std::vector<std::vector<floa
       const size_t last = std::min(begin + piece.size() - head * row, to.size());
       if (from < last) std::copy_n(piece.begin() + (head * row + from - begin), last - from, to.begin() + from);
     });
-  });
+  }
+
+  CudaDevice& device_;
+  int64_t n_rows_;
+  size_t width_ = 0;             // of a head's sums
+  std::vector<size_t> n_slots_;  // [n_head]
+  std::shared_ptr<std::byte> sums_;
+  cudaEvent_t made_ = nullptr;
+};
+
+std::unique_ptr<PendingMass> CudaDevice::begin_window_mass(const ProbeArgs& args) {
+  const auto lock = begin();
+  return std::make_unique<MassUnderWay>(*this, args);
 }
 
 Selection CudaDevice::select_lines(const LineArgs& args) {

@@ -145,6 +145,23 @@ TEST_F(CudaWindowMass, OfMoreSlotsThanAPieceOfTheDownload) {
   expect_mass({device(), "prefill rows=1 slots=600000 dim=8 heads=2 kv=1 type=bf16"}, 1, kTight);
 }
 
+TEST_F(CudaWindowMass, BegunBeforeOtherWorkIsTheSame) {
+  const BothSides problem(device(), "prefill rows=64 slots=40000 dim=128 heads=8 kv=2 type=bf16");
+  const ProbeArgs probe = {problem.there.q, problem.there.kv, problem.here.limit, problem.there.scale};
+  std::vector<std::vector<float>> want, late, later;
+  device().window_mass(probe, want);
+  const std::unique_ptr<PendingMass> first = device().begin_window_mass(probe),
+                                     second = device().begin_window_mass(probe);
+  const std::unique_ptr<PendingMass> dropped = device().begin_window_mass(probe);
+  Scratch x = device().scratch(64, 1024);
+  device().upload(x, test::random_values(size_t{64} * 1024, 1).data());
+  for (int i = 0; i < 200; ++i) device().add(x, x);
+  second->get(later);
+  first->get(late);
+  EXPECT_EQ(late, want);
+  EXPECT_EQ(later, want);
+}
+
 TEST_F(CudaWindowMass, OfNoRows) {
   const BothSides problem(device(), "prefill rows=3 slots=70 dim=64 heads=2 kv=1");
   std::vector<std::vector<float>> mass = {{1, 2, 3}};

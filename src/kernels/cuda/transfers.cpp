@@ -15,6 +15,7 @@ Transfers::Transfers(Stream stream) : stream_(stream) {
   check(cudaMallocHost(&memory, 2 * kPiece), "allocating pinned memory");
   down_ = static_cast<std::byte*>(memory);
   for (cudaEvent_t& event : done_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  check(cudaStreamCreateWithFlags(&beside_, cudaStreamNonBlocking), "creating a stream");
   for (cudaEvent_t& event : arrived_) {
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
   }
@@ -23,6 +24,7 @@ Transfers::Transfers(Stream stream) : stream_(stream) {
 Transfers::~Transfers() {
   for (const cudaEvent_t event : done_) cudaEventDestroy(event);
   for (const cudaEvent_t event : arrived_) cudaEventDestroy(event);
+  cudaStreamDestroy(beside_);
   cudaFreeHost(ring_);
   cudaFreeHost(down_);
 }
@@ -62,16 +64,19 @@ void Transfers::download(void* to, const void* from, size_t bytes) {
 }
 
 void Transfers::download(const void* from, size_t bytes,
-                         const std::function<void(std::span<const std::byte> piece, size_t begin)>& take) {
+                         const std::function<void(std::span<const std::byte> piece, size_t begin)>& take,
+                         cudaEvent_t made) {
   const size_t n_pieces = (bytes + kPiece - 1) / kPiece;
   const auto size = [&](size_t piece) { return std::min(kPiece, bytes - piece * kPiece); };
+  if (made != nullptr) check(cudaStreamWaitEvent(beside_, made), "waiting for an event");
+  const cudaStream_t stream = made != nullptr ? beside_ : static_cast<cudaStream_t>(stream_);
   // One piece is on its way while the one before it is taken.
   for (size_t piece = 0; piece <= n_pieces; ++piece) {
     if (piece < n_pieces) {
       check(cudaMemcpyAsync(down_ + piece % 2 * kPiece, static_cast<const std::byte*>(from) + piece * kPiece,
-                            size(piece), cudaMemcpyDeviceToHost, stream_),
+                            size(piece), cudaMemcpyDeviceToHost, stream),
             "copying from the GPU");
-      check(cudaEventRecord(arrived_[piece % 2], stream_), "recording an event");
+      check(cudaEventRecord(arrived_[piece % 2], stream), "recording an event");
     }
     if (piece == 0) continue;
     check(cudaEventSynchronize(arrived_[(piece - 1) % 2]), "waiting for a copy");
