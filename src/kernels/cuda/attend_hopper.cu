@@ -10,13 +10,12 @@
 // Where all rows of a tile want the same pieces, these come in pairs: a slot of the ring holds two, and one wait, one
 // read and half as many products do. What a warpgroup does between its products is what bounds the speed, more than the
 // products: with pairs dense attention at 32K went from 594 to 705 TFLOP/s.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <atomic>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/hopper_boxes.h"
 #include "kernels/cuda/hopper_compute.cuh"
 #include "kernels/cuda/hopper_load.cuh"
 
@@ -45,28 +44,10 @@ __global__ void __launch_bounds__(hopper::kThreads, 1) attend_kernel(const __gri
   }
 }
 
-/// Boxes of one piece, or of a half of it: [halves, n_head_kv * capacity, 64] of a [n_head_kv * capacity, dim] matrix,
-/// swizzled.
+/// Boxes of one piece, or of a half of it.
 CUtensorMap piece_map(const __nv_bfloat16* data, const StagedKv& kv, int32_t halves) {
-  CUtensorMap map{};
-  if (kv.capacity == 0) return map;  // nothing is loaded
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
-        "cuTensorMapEncodeTiled");
-  if (found != cudaDriverEntryPointSuccess) check(cudaErrorSymbolNotFound, "cuTensorMapEncodeTiled");
-  const auto dim = static_cast<cuuint64_t>(kv.dim);
-  const cuuint64_t size[3] = {64, static_cast<cuuint64_t>(kv.n_head_kv) * static_cast<cuuint64_t>(kv.capacity),
-                              dim / 64};
-  const cuuint64_t stride[2] = {dim * 2, 128};
-  const cuuint32_t box[3] = {64, hopper::kPiece, static_cast<cuuint32_t>(halves)};
-  const cuuint32_t step[3] = {1, 1, 1};
-  const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<__nv_bfloat16*>(data), size, stride, box, step,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) check(cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
-  return map;
+  if (kv.capacity == 0) return {};  // nothing is loaded
+  return hopper::row_boxes(data, {kv.n_head_kv * kv.capacity, kv.dim}, {hopper::kPiece, halves});
 }
 
 // Counters of tiles taken. A launch uses one and leaves it at 0; so many launches may run side by side.

@@ -1,10 +1,11 @@
-// A head's probe is looked at by one block of threads; the pooled maps of all heads are products in float32 on tiles of
-// 64 by 64, since they decide what attention computes. What is chosen becomes bits, and these become lists.
+// A head's probe is looked at by one block of threads. What is chosen, there or in a pooled map (cover_map.cu), becomes
+// bits, and these become lists.
 #include "kernels/cuda/cover.h"
 
 #include <cub/device/device_scan.cuh>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/cover_rows.cuh"
 #include "kernels/cuda/cut.cuh"
 #include "kernels/cuda/over_block.cuh"
 #include "kernels/cuda/vec_inl.h"
@@ -13,10 +14,7 @@ namespace winnow::cuda {
 namespace {
 
 constexpr int kPoolThreads = 128;
-constexpr int kTile = 64;
-constexpr int kDepth = 32;  // values of a row in shared memory at a time
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 
 /// One block for each mean; threads run along the head.
 template <typename T>
@@ -33,10 +31,6 @@ __global__ void pool_kernel(const __grid_constant__ PoolArgs args) {
     args.out[(head * args.n_block + blockIdx.x) * args.head_dim + d] =
         begin < end ? sum / static_cast<float>(end - begin) : 0.0F;
   }
-}
-
-__device__ int32_t slots_seen(const CoverCall& call, int32_t head, int64_t row) {
-  return call.visible[head / call.group * call.n_rows + row].y;
 }
 
 __device__ double block_sum(double x) {
@@ -176,109 +170,6 @@ __global__ void __launch_bounds__(kCutThreads) decide_kernel(const __grid_consta
   Decision(call, shared).run();
 }
 
-/// Key blocks that some row of query block b sees.
-__device__ int32_t blocks_seen(const CoverCall& call, int32_t head, int32_t b) {
-  const int64_t last = min((static_cast<int64_t>(b) + 1) * call.block, call.n_rows) - 1;
-  return (slots_seen(call, head, last) - 1) / call.block + 1;
-}
-
-/// Scores of the pooled queries of head first + blockIdx.z; each thread takes four rows by four columns, 16 apart.
-__global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ CoverCall call, int32_t first) {
-  __shared__ float left[kDepth][kTile + 1], right[kDepth][kTile + 1];
-  const int32_t head = first + static_cast<int32_t>(blockIdx.z);
-  const int32_t first_k = static_cast<int32_t>(blockIdx.x) * kTile, first_q = static_cast<int32_t>(blockIdx.y) * kTile;
-  if (call.pooled[head] == 0) return;
-  if (first_k >= blocks_seen(call, head, min(first_q + kTile, call.n_block_q) - 1)) return;
-  const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
-  const float* q = call.queries + static_cast<int64_t>(head) * call.n_block_q * call.head_dim;
-  const float* k = call.keys + static_cast<int64_t>(head / call.group) * call.n_block * call.head_dim;
-  float sum[4][4] = {};
-  for (int begin = 0; begin < call.head_dim; begin += kDepth) {
-    for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += kThreads) {
-      const int row = i / kDepth, d = i % kDepth;
-      const bool in = begin + d < call.head_dim;
-      const int64_t at = begin + d;
-      left[d][row] = in && first_q + row < call.n_block_q ? q[int64_t{first_q + row} * call.head_dim + at] : 0.0F;
-      right[d][row] = in && first_k + row < call.n_block ? k[int64_t{first_k + row} * call.head_dim + at] : 0.0F;
-    }
-    __syncthreads();
-#pragma unroll 8
-    for (int d = 0; d < kDepth; ++d) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(left[d][ty + 16 * i], right[d][tx + 16 * j], sum[i][j]);
-      }
-    }
-    __syncthreads();
-  }
-  float* out = call.map + static_cast<int64_t>(blockIdx.z) * call.n_block_q * call.n_block;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int32_t row = first_q + ty + 16 * i, col = first_k + tx + 16 * j;
-      if (row < call.n_block_q && col < call.n_block) out[int64_t{row} * call.n_block + col] = call.scale * sum[i][j];
-    }
-  }
-}
-
-/// Scores of a query block to probabilities, in place; a warp for each. What it does not see gets 0.
-__global__ void __launch_bounds__(kThreads) map_softmax(const __grid_constant__ CoverCall call, int32_t first) {
-  const int32_t b = static_cast<int32_t>(blockIdx.x) * kWarps + static_cast<int32_t>(threadIdx.x) / 32;
-  const int32_t head = first + static_cast<int32_t>(blockIdx.y);
-  if (b >= call.n_block_q || call.pooled[head] == 0) return;
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  float* row = call.map + (static_cast<int64_t>(blockIdx.y) * call.n_block_q + b) * call.n_block;
-  const int32_t n_seen = blocks_seen(call, head, b);
-  float top = -INFINITY;
-  for (int32_t c = lane; c < n_seen; c += 32) top = fmaxf(top, row[c]);
-  top = warp_max(top);
-  float sum = 0;
-  for (int32_t c = lane; c < n_seen; c += 32) sum += expf(row[c] - top);
-  sum = warp_sum(sum);
-  for (int32_t c = lane; c < call.n_block; c += 32) row[c] = c < n_seen ? expf(row[c] - top) / sum : 0.0F;
-}
-
-/// Blocks of a head's map, over all query blocks together, while their sum stays within the share.
-__global__ void __launch_bounds__(kCutThreads) map_cut(const __grid_constant__ CoverCall call, int32_t first) {
-  __shared__ CutShared shared;
-  if (call.pooled[first + blockIdx.x] == 0) return;
-  const int32_t n = call.n_block_q * call.n_block;
-  const float* map = call.map + static_cast<int64_t>(blockIdx.x) * n;
-  const Cut cut = find_cut<true>([map](int32_t i) { return __float_as_uint(map[i]); }, n,
-                                 static_cast<unsigned long long>(call.share * call.n_block_q * kUnit), shared);
-  if (threadIdx.x == 0) call.cut[blockIdx.x] = cut;
-}
-
-/// What a query block computes; a warp for each, a lane for each key block.
-__global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ CoverCall call, int32_t first) {
-  const int32_t b = static_cast<int32_t>(blockIdx.x) * kWarps + static_cast<int32_t>(threadIdx.x) / 32;
-  const int32_t head = first + static_cast<int32_t>(blockIdx.y);
-  if (b >= call.n_block_q) return;
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  const uint8_t* blocks = call.lines + static_cast<int64_t>(head) * 2 * call.n_block;
-  const uint8_t* distances = blocks + call.n_block;
-  const bool pooled = call.pooled[head] != 0;
-  const int64_t in_map = static_cast<int64_t>(b) * call.n_block;
-  const float* map = call.map + static_cast<int64_t>(blockIdx.y) * call.n_block_q * call.n_block + in_map;
-  const Cut cut = pooled ? call.cut[blockIdx.y] : Cut{};
-  // Rows of one query block may stand in two key blocks, or in more after an eviction.
-  const int32_t begin = (slots_seen(call, head, static_cast<int64_t>(b) * call.block) - 1) / call.block;
-  const int32_t last = blocks_seen(call, head, b) - 1;
-  uint32_t* marks = call.marks + (static_cast<int64_t>(head) * call.n_block_q + b) * call.mark_words();
-  for (int32_t word = 0; word < call.mark_words(); ++word) {
-    const int32_t c = word * 32 + lane;
-    bool taken = false;
-    if (c <= last) {
-      taken = blocks[c] != 0 || (pooled && takes(cut, __float_as_uint(map[c]), static_cast<int32_t>(in_map) + c));
-      for (int32_t r = max(begin, c); r <= last; ++r) taken |= distances[r - c] != 0;
-    }
-    const uint32_t bits = __ballot_sync(~0U, taken);
-    if (lane == 0) marks[word] = bits;
-  }
-}
-
 /// How many blocks each list has, written one behind its place.
 __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__ CoverCall call) {
   const int64_t list = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -317,17 +208,6 @@ void pool_heads(const PoolArgs& args) {
 void decide_cover(const CoverCall& call) {
   decide_kernel<<<static_cast<unsigned>(call.n_head), kCutThreads, 0, call.stream>>>(call);
   check(cudaGetLastError(), "choice of blocks");
-}
-
-void mark_cover(const CoverCall& call, int32_t first, int32_t n) {
-  const auto n_heads = static_cast<unsigned>(n);
-  const dim3 tiles(blocks_of(call.n_block, kTile), blocks_of(call.n_block_q, kTile), n_heads);
-  const dim3 rows(blocks_of(call.n_block_q, kWarps), n_heads);
-  map_kernel<<<tiles, kThreads, 0, call.stream>>>(call, first);
-  map_softmax<<<rows, kThreads, 0, call.stream>>>(call, first);
-  map_cut<<<n_heads, kCutThreads, 0, call.stream>>>(call, first);
-  mark_kernel<<<rows, kThreads, 0, call.stream>>>(call, first);
-  check(cudaGetLastError(), "maps of blocks");
 }
 
 size_t cover_scan_bytes(const CoverCall& call) {

@@ -25,6 +25,17 @@ struct Cut {
   int32_t last = -1;
 };
 
+constexpr int kCutDigits = 2048;
+
+/// A cut of a map on its way through the digits of its key; see cut.cuh.
+struct MapCut {
+  unsigned long long weight[kCutDigits];  // of this round's digits
+  unsigned long long above;
+  uint32_t prefix;
+  bool all;        // everything stays within the limit
+  long long ties;  // of those whose key is the border's, how many are taken
+};
+
 /// All pointers are device memory. Strides are n_block and max_slots, the longest head's.
 struct CoverCall {
   int32_t n_head = 0, group = 1, head_dim = 0;
@@ -50,6 +61,8 @@ struct CoverCall {
   uint8_t* pooled = nullptr;     // [n_head] whether the head takes the pooled map's blocks
   float* map = nullptr;          // [heads at a time, n_block_q, n_block]
   Cut* cut = nullptr;            // [heads at a time]
+  MapCut* map_cut = nullptr;     // [heads at a time] work
+  int32_t* ties = nullptr;       // [heads at a time, n_block_q] work
   uint32_t* marks = nullptr;     // [n_head, n_block_q, mark_words] a bit for each block that is computed
   int32_t* block_ptr = nullptr;  // [n_head * n_block_q + 1]
   Stream stream = {};

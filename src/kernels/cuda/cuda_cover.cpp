@@ -118,6 +118,8 @@ Selection CudaDevice::select_cover(const CoverArgs& args) {
       std::clamp<size_t>(kMostMapBytes / (map_values * sizeof(float)), 1, static_cast<size_t>(call.n_head)));
   call.map = cover.lend<float>(static_cast<size_t>(at_once) * map_values);
   call.cut = cover.lend<Cut>(static_cast<size_t>(at_once));
+  call.map_cut = cover.lend<MapCut>(static_cast<size_t>(at_once));
+  call.ties = cover.lend<int32_t>(static_cast<size_t>(at_once) * static_cast<size_t>(call.n_block_q));
   call.marks = cover.lend<uint32_t>(n_list * static_cast<size_t>(call.mark_words()));
   for (int32_t first = 0; first < call.n_head; first += at_once) {
     mark_cover(call, first, std::min(at_once, call.n_head - first));

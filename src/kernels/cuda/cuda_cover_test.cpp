@@ -18,6 +18,7 @@ struct Case {
   double share = 0.9, distance = 0.1;
   int least = 2, most = 1 << 20;
   double softcap = 0;
+  bool flat = false;  // all logits are 0
 };
 
 /// Shares of the lists that differ, and of all blocks that the host's lists hold.
@@ -55,7 +56,7 @@ Compared check(Device& device, const Case& one) {
   const CoverArgs cover = {.probe = {.q = args.q.rows(args.q.n_rows - n_probe, n_probe),
                                      .kv = args.kv,
                                      .limit = limit.last(static_cast<size_t>(n_probe)).data(),
-                                     .scale = args.scale,
+                                     .scale = one.flat ? 0 : args.scale,
                                      .softcap = args.softcap},
                            .q = args.q,
                            .limit = limit,
@@ -97,6 +98,14 @@ TEST_F(CudaCover, IsThatOfTheHostByPooledMaps) {  // every head's distance is be
     check(device(), {700, 3000, 4, 1, 128, block, 0.3, 1});
     const Compared result = check(device(), {5000, 5000, 2, 2, 64, block, 0.4, 1, 1});
     EXPECT_LT(result.density, 0.9);
+  }
+}
+
+TEST_F(CudaCover, TakesEqualBlocksByTheirOrder) {  // of a query block all probabilities are the same
+  for (const int block : {64, 128}) {
+    const Compared result = check(device(), {5000, 5000, 2, 2, 64, block, 0.41, 1, 1, 1 << 20, 0, true});
+    EXPECT_EQ(result.differ, 0);
+    EXPECT_LT(result.density, 0.5);
   }
 }
 

@@ -144,17 +144,10 @@ class CudaDevice final : public Device {
                        std::shared_ptr<std::byte>& visible);
   /// window_mass into sums [n_head, max_slots], or added to what is there.
   void spend(const ProbeArgs& args, const DeviceKv& tables, float* sums, bool adds);
-  /// Rows a [n_a, depth] by rows b [n_b, depth], both contiguous bf16. `seen(i)`: how many of b the first i + 1 rows of
-  /// a look at, at most. Panels hold a multiple of 128 rows, but for the last one.
-  struct PanelArgs {
-    const __nv_bfloat16* a = nullptr;
-    const __nv_bfloat16* b = nullptr;
-    int64_t n_a = 0, n_b = 0, depth = 0;
-  };
-  void in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
-                 const std::function<void(const Panel&)>& use);
   /// select_sets of rows of the sets alone, which are on the device; rows' own slots follow one another.
   Selection select_rows_of_sets(const SetArgs& args, const Selection& sets);
+  /// The scores of all blocks of rows of the call's heads; parts are made here.
+  void estimate_blocks(EstimateCall call);
   /// Lists of the blocks that call.marks marks; call.block_ptr is set.
   Selection lists_of_marks(CoverCall& call);
   /// The mean of shares of mass in GPU memory, for which the host waits.

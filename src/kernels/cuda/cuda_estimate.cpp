@@ -11,15 +11,9 @@
 namespace winnow::cuda {
 namespace {
 
-constexpr int64_t kPanelValues = int64_t{1} << 26;
-constexpr int64_t kPanelUnit = 256;    // logits of a row come in multiples of this: few shapes for cuBLAS to plan
-constexpr int64_t kPanelRows = 128;    // rows come in multiples of this: whole blocks of rows, and aligned beginnings
-constexpr int64_t kLeastPanel = 1024;  // rows, where there is room: fewer would not fill the machine
-constexpr int64_t kPanels = 4;         // of many rows: what no row of a panel sees is not multiplied
-
-int64_t rounded_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
+constexpr int64_t kMostParts = int64_t{1} << 26;    // at a time
+constexpr int64_t kMostQueries = int64_t{1} << 26;  // values of several heads
+constexpr int64_t kPartRows = 128;                  // row groups come in multiples of this: whole blocks of rows
 
 /// Scores [n_block_q, n_block] of each of n heads or groups, to the host.
 template <typename Estimate>
@@ -30,31 +24,33 @@ void bring_scores(Estimate& estimate, int32_t n, CudaContext& context, std::vect
     std::vector<float>& to = scores[static_cast<size_t>(i)];
     to.resize(static_cast<size_t>(ceil_div(rows.n_rows, rows.block)) * static_cast<size_t>(rows.n_block));
     const auto made = context.memory.lend(to.size() * sizeof(float));
-    estimate.run(i, rows, reinterpret_cast<float*>(made.get()));
+    estimate.run({i}, rows.n_block, reinterpret_cast<float*>(made.get()));
     context.transfers.download(to.data(), made.get(), to.size() * sizeof(float));
   }
 }
 
 }  // namespace
 
-void CudaDevice::in_panels(const PanelArgs& args, const std::function<int64_t(int64_t)>& seen,
-                           const std::function<void(const Panel&)>& use) {
-  const int64_t width = std::min(rounded_up(std::max<int64_t>(args.n_b, 1), kPanelUnit), kPanelValues);
-  const int64_t wanted = std::max(kLeastPanel, (args.n_a + kPanels - 1) / kPanels);
-  const int64_t n_rows = rounded_up(std::min(kPanelValues / width, wanted), kPanelRows);
-  const auto memory = gpu_memory_.lend(static_cast<size_t>(std::min(n_rows, args.n_a) * width) * sizeof(float));
-  for (int64_t first = 0; first < args.n_a; first += n_rows) {
-    const int64_t n = std::min(n_rows, args.n_a - first);
-    const int64_t n_seen = std::min(rounded_up(std::max<int64_t>(seen(first + n - 1), 1), kPanelUnit), args.n_b);
-    const Mat a{const_cast<float*>(reinterpret_cast<const float*>(args.a + first * args.depth)), n, args.depth,
-                args.depth, Type::bf16};
-    const Mat logits{reinterpret_cast<float*>(memory.get()), n, n_seen, width, Type::f32};
-    products_.scores({args.b, args.depth}, n_seen, a, logits);
-    use({logits.data, width, first, n});
+void CudaDevice::estimate_blocks(EstimateCall call) {
+  call.ld = call.rows.n_block + (call.maxima ? ceil_div(call.n_k, kEstimateColumns) : 0);
+  call.n_sm = context_.n_sm;
+  const int64_t wanted = kMostParts / (call.ld * call.n_head) / kPartRows * kPartRows;
+  const int64_t n_rows = std::min(call.n_q, std::max(wanted, kPartRows));
+  const auto parts = gpu_memory_.lend(static_cast<size_t>(call.n_head * n_rows * call.ld) * sizeof(float));
+  call.parts = reinterpret_cast<float*>(parts.get());
+  for (call.first = 0; call.first < call.n_q; call.first += n_rows) {
+    call.n = std::min(n_rows, call.n_q - call.first);
+    if (hopper_) {
+      estimate_hopper(call);
+    } else {
+      estimate_portable(call);
+    }
+    score_parts(call);
   }
 }
 
-/// A call's tables, and what is gathered of one head.
+/// A call's tables, and what is gathered of some heads. A group's rows one behind the other are one vector, and the sum
+/// along an antidiagonal is the product of two of them, the queries' in reverse order: keys are read as they lie there.
 class CudaDevice::Antidiagonals {
  public:
   Antidiagonals(CudaDevice& device, const AntidiagonalArgs& args)
@@ -63,17 +59,20 @@ class CudaDevice::Antidiagonals {
     visible_ = device.visible_rows(tables_, {rows.limit, static_cast<size_t>(rows.q.n_rows)}, 0, nullptr, 1);
     kv_ = device.staged(rows.kv, tables_);
     n_q_ = ceil_div(rows.q.n_rows, args.stride);
-    n_k_ = ceil_div(tables_.max_slots, args.stride);
-    const auto values = static_cast<size_t>(args.stride) * static_cast<size_t>(kv_.dim);
-    queries_ = device.gpu_memory_.lend(static_cast<size_t>(n_q_) * values * sizeof(__nv_bfloat16));
-    keys_ = device.gpu_memory_.lend(static_cast<size_t>(n_k_) * values * sizeof(__nv_bfloat16));
+    depth_ = int64_t{args.stride} * kv_.dim;
+    const int64_t parts = n_q_ * ceil_div(tables_.max_slots, args.block);
+    const int64_t most = std::min(kMostQueries / (n_q_ * depth_), kMostParts / std::max<int64_t>(parts, 1));
+    at_once_ = static_cast<int32_t>(std::clamp<int64_t>(most, 1, rows.q.n_head));
+    queries_ = device.gpu_memory_.lend(static_cast<size_t>(at_once_ * n_q_ * depth_) * sizeof(__nv_bfloat16));
   }
 
   int32_t n_block(int32_t head) const { return ceil_div(n_seen(head, args_.rows.q.n_rows - 1), args_.block); }
   int32_t most_blocks() const { return ceil_div(tables_.max_slots, args_.block); }
+  /// Heads that one run takes, at most: one alone would not fill the machine where rows are few.
+  int32_t at_once() const { return at_once_; }
 
   BlockRows block_rows(int32_t head, int32_t n_block) const {
-    return {.visible = reinterpret_cast<const int2*>(visible_.get()) + kv_head(head) * args_.rows.q.n_rows,
+    return {.visible = visible() + head / group() * args_.rows.q.n_rows,
             .n_rows = args_.rows.q.n_rows,
             .stride = args_.stride,
             .block = args_.block,
@@ -83,51 +82,52 @@ class CudaDevice::Antidiagonals {
             .stream = device_.stream_};
   }
 
-  /// -> scores [n_block_q, n_block] in GPU memory
-  void run(int32_t head, const BlockRows& rows, float* scores) {
+  struct Heads {
+    int32_t first, n = 1;
+  };
+  /// -> scores [heads.n, n_block_q, n_block] in GPU memory
+  void run(Heads heads, int32_t n_block, float* scores) {
     const HeadsView& q = args_.rows.q;
     auto* queries = reinterpret_cast<__nv_bfloat16*>(queries_.get());
-    auto* keys = reinterpret_cast<__nv_bfloat16*>(keys_.get());
-    gather({.data = advance(q.data, int64_t{head} * q.head_dim, q.type),
-            .type = q.type,
-            .row_stride = q.stride,
-            .n_rows = q.n_rows,
-            .head_dim = q.head_dim,
-            .stride = args_.stride,
-            .n_out = n_q_,
-            .out = queries,
-            .stream = rows.stream});
-    if (const int32_t wanted = kv_head(head); wanted != gathered_) {
-      gather({.data = kv_.k + wanted * kv_.capacity * kv_.dim,
-              .row_stride = kv_.dim,
-              .n_rows = kv_of(head).n_slots,
+    for (int32_t i = 0; i < heads.n; ++i) {
+      gather({.data = advance(q.data, int64_t{heads.first + i} * q.head_dim, q.type),
+              .type = q.type,
+              .row_stride = q.stride,
+              .n_rows = q.n_rows,
               .head_dim = q.head_dim,
               .stride = args_.stride,
-              .reversed = true,
-              .n_out = n_k_,
-              .out = keys,
-              .stream = rows.stream});
-      gathered_ = wanted;
+              .n_out = n_q_,
+              .dim = kv_.dim,
+              .out = queries + i * n_q_ * depth_,
+              .stream = device_.stream_});
     }
-    const auto seen = [&](int64_t group) {
-      return ceil_div(n_seen(head, std::min((group + 1) * args_.stride, q.n_rows) - 1), args_.stride);
-    };
-    device_.in_panels({.a = queries, .b = keys, .n_a = n_q_, .n_b = n_k_, .depth = int64_t{args_.stride} * q.head_dim},
-                      seen, [&](const Panel& panel) { antidiagonal_sums(rows, panel, scores); });
+    device_.estimate_blocks({.rows = block_rows(0, n_block),
+                             .queries = queries,
+                             .keys = kv_.k,
+                             .n_q = n_q_,
+                             .n_k = kv_.capacity / args_.stride,
+                             .depth = depth_,
+                             .first_head = heads.first,
+                             .n_head = heads.n,
+                             .n_kv = kv_.n_head_kv,
+                             .group = group(),
+                             .scores = scores});
   }
 
  private:
-  int32_t kv_head(int32_t head) const { return head / (args_.rows.q.n_head / tables_.n_head); }
-  const KvHead& kv_of(int32_t head) const { return args_.rows.kv.heads[static_cast<size_t>(kv_head(head))]; }
-  int32_t n_seen(int32_t head, int64_t row) const { return visible_slots(kv_of(head), args_.rows.limit[row]); }
+  const int2* visible() const { return reinterpret_cast<const int2*>(visible_.get()); }
+  int32_t group() const { return args_.rows.q.n_head / tables_.n_head; }
+  int32_t n_seen(int32_t head, int64_t row) const {
+    return visible_slots(args_.rows.kv.heads[static_cast<size_t>(head / group())], args_.rows.limit[row]);
+  }
 
   CudaDevice& device_;
   const AntidiagonalArgs& args_;
   DeviceKv tables_;
   StagedKv kv_;
-  std::shared_ptr<std::byte> visible_, queries_, keys_;
-  int64_t n_q_ = 0, n_k_ = 0;  // groups
-  int32_t gathered_ = -1;      // the kv head whose keys are there
+  std::shared_ptr<std::byte> visible_, queries_;
+  int64_t n_q_ = 0, depth_ = 0;  // groups of rows, and their values
+  int32_t at_once_ = 1;
 };
 
 void CudaDevice::antidiagonal_scores(const AntidiagonalArgs& args, std::vector<std::vector<float>>& scores) {
@@ -147,13 +147,16 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
   const size_t n_marks = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.mark_words());
   const auto marks = gpu_memory_.lend(static_cast<size_t>(call.n_head) * n_marks * sizeof(uint32_t));
   call.marks = reinterpret_cast<uint32_t*>(marks.get());
-  const auto scores =
-      gpu_memory_.lend(static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.n_block) * sizeof(float));
-  for (int32_t head = 0; head < call.n_head; ++head) {
-    const BlockRows rows = estimate.block_rows(head, call.n_block);
-    estimate.run(head, rows, reinterpret_cast<float*>(scores.get()));
-    mark_heaviest(rows, reinterpret_cast<const float*>(scores.get()), share, args.last_rows,
-                  call.marks + static_cast<size_t>(head) * n_marks);
+  const size_t n_scores = static_cast<size_t>(call.n_block_q) * static_cast<size_t>(call.n_block);
+  const auto memory = gpu_memory_.lend(static_cast<size_t>(estimate.at_once()) * n_scores * sizeof(float));
+  auto* scores = reinterpret_cast<float*>(memory.get());
+  for (int32_t first = 0; first < call.n_head; first += estimate.at_once()) {
+    const int32_t n = std::min(estimate.at_once(), call.n_head - first);
+    estimate.run({first, n}, call.n_block, scores);
+    for (int32_t i = 0; i < n; ++i) {
+      mark_heaviest(estimate.block_rows(first + i, call.n_block), scores + static_cast<size_t>(i) * n_scores, share,
+                    args.last_rows, call.marks + static_cast<size_t>(first + i) * n_marks);
+    }
   }
   return lists_of_marks(call);
 }
@@ -185,8 +188,8 @@ class CudaDevice::Proxies {
             .stream = device_.stream_};
   }
 
-  /// -> scores [n_block_q, n_block] in GPU memory
-  void run(int32_t group, const BlockRows& rows, float* scores) {
+  /// -> scores [n_block_q, n_block] of one group, in GPU memory
+  void run(int32_t group, int32_t n_block, float* scores) {
     const int32_t n_q = args_.q.n_head / args_.n_group;
     gather({.data = advance(args_.q.data, int64_t{group} * n_q * args_.q.head_dim, args_.q.type),
             .type = args_.q.type,
@@ -198,8 +201,9 @@ class CudaDevice::Proxies {
             .stride = args_.stride,
             .only_first = true,
             .n_out = n_rows_,
+            .dim = kv_.dim,
             .out = reinterpret_cast<__nv_bfloat16*>(queries_.get()),
-            .stream = rows.stream});
+            .stream = device_.stream_});
     gather({.data = kv_.k + int64_t{group} * n_kv() * kv_.capacity * kv_.dim,
             .head_stride = kv_.capacity * kv_.dim,
             .row_stride = kv_.dim,
@@ -209,23 +213,22 @@ class CudaDevice::Proxies {
             .stride = args_.stride,
             .only_first = true,
             .n_out = n_slots_,
+            .dim = kv_.dim,
             .out = reinterpret_cast<__nv_bfloat16*>(keys_.get()),
-            .stream = rows.stream});
-    const auto seen = [&](int64_t sample) {
-      return ceil_div(visible_slots(first(group), args_.limit[static_cast<size_t>(sample * args_.stride)]),
-                      args_.stride);
-    };
-    device_.in_panels({.a = reinterpret_cast<const __nv_bfloat16*>(queries_.get()),
-                       .b = reinterpret_cast<const __nv_bfloat16*>(keys_.get()),
-                       .n_a = n_rows_,
-                       .n_b = n_slots_,
-                       .depth = args_.q.head_dim},
-                      seen, [&](const Panel& panel) { proxy_maxima(rows, panel, scores); });
+            .stream = device_.stream_});
+    device_.estimate_blocks({.rows = block_rows(group, n_block),
+                             .queries = reinterpret_cast<const __nv_bfloat16*>(queries_.get()),
+                             .keys = reinterpret_cast<const __nv_bfloat16*>(keys_.get()),
+                             .n_q = n_rows_,
+                             .n_k = n_slots_,
+                             .depth = kv_.dim,
+                             .maxima = true,
+                             .scores = scores});
   }
 
  private:
   const KvHead& first(int32_t group) const { return args_.kv.heads[static_cast<size_t>(group * n_kv())]; }
-  size_t bytes(int64_t n) const { return static_cast<size_t>(n * args_.q.head_dim) * sizeof(__nv_bfloat16); }
+  size_t bytes(int64_t n) const { return static_cast<size_t>(n * kv_.dim) * sizeof(__nv_bfloat16); }
 
   CudaDevice& device_;
   const ProxyArgs& args_;
@@ -276,7 +279,7 @@ Selection CudaDevice::select_ranked(const RankedArgs& args) {
         .budget = reinterpret_cast<int32_t*>(budget.get()),
         .marks = call.marks + first * n_block_q * n_words,
         .kept = reinterpret_cast<float*>(kept.get()) + first};
-    proxies.run(group, ranked.rows, reinterpret_cast<float*>(scores.get()));
+    proxies.run(group, call.n_block, reinterpret_cast<float*>(scores.get()));
     mark_ranked(ranked);
   }
   Selection selection = lists_of_marks(call);

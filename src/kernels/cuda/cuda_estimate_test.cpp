@@ -13,6 +13,18 @@ namespace {
 
 using CudaEstimates = test::GpuTest;
 
+/// By Hopper's kernels and by the portable ones.
+class CudaEstimatesByTiles : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (test::gpu(GetParam()).device == nullptr) GTEST_SKIP() << test::gpu(GetParam()).why_not;
+  }
+  static Device& device() { return *test::gpu(GetParam()).device; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaEstimatesByTiles, testing::Values("hopper", "portable"),
+                         [](const auto& kernels) { return kernels.param; });
+
 using Entries = std::vector<int32_t>;
 
 /// Entries that one of two selections' lists alone has, as a share of the expected ones. ptr, entry: which lists.
@@ -53,29 +65,56 @@ struct OnGpu {
   AttnArgs args;
 };
 
-TEST_F(CudaEstimates, AntidiagonalScores) {
+/// One call of antidiagonal_scores against the host's.
+void check_antidiagonals(Device& device, const AntidiagonalArgs& args) {
+  std::vector<std::vector<float>> actual, expected;
+  device.antidiagonal_scores(args, actual);
+  device.Ops::antidiagonal_scores(args, expected);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t head = 0; head < actual.size(); ++head) {
+    ASSERT_EQ(actual[head].size(), expected[head].size());
+    for (size_t i = 0; i < actual[head].size(); ++i) {
+      ASSERT_NEAR(actual[head][i], expected[head][i], 1e-3 * args.block / args.stride) << head << " " << i;
+    }
+  }
+}
+
+TEST_P(CudaEstimatesByTiles, AntidiagonalScores) {
   for (const char* text : kProblems) {
     OnGpu on_gpu(device(), text);
     for (const int32_t stride : {1, 8, 16, 64}) {
       for (const int32_t block : {64, 128}) {
         SCOPED_TRACE(fmt::format("{} stride={} block={}", text, stride, block));
-        const AntidiagonalArgs args{on_gpu.rows(), stride, block};
-        std::vector<std::vector<float>> actual, expected;
-        device().antidiagonal_scores(args, actual);
-        device().Ops::antidiagonal_scores(args, expected);
-        ASSERT_EQ(actual.size(), expected.size());
-        for (size_t head = 0; head < actual.size(); ++head) {
-          ASSERT_EQ(actual[head].size(), expected[head].size());
-          for (size_t i = 0; i < actual[head].size(); ++i) {
-            ASSERT_NEAR(actual[head][i], expected[head][i], 1e-3 * block / stride) << head << " " << i;
-          }
-        }
+        check_antidiagonals(device(), {on_gpu.rows(), stride, block});
       }
     }
   }
 }
 
-TEST_F(CudaEstimates, BlocksByAntidiagonals) {
+/// A problem with few rows of any number, behind slots of any number.
+std::string random_problem(std::mt19937& random) {
+  const auto draw = [&random](int from, int to) { return std::uniform_int_distribution(from, to)(random); };
+  const int rows = draw(1, 257), kv = draw(1, 3), dims[] = {64, 72, 128, 192, 256};
+  constexpr const char* kTypes[] = {"f32", "f16", "bf16", "q8_0", "fp8"};
+  const int dim = dims[draw(0, 4)];
+  const char* type = kTypes[draw(0, dim % 32 == 0 ? 4 : 2)];
+  return fmt::format("prefill rows={} slots={} heads={} kv={} dim={} type={} softcap={} holes={} seed={}", rows,
+                     rows + draw(0, 1) * draw(0, 257), kv * draw(1, 4), kv, dim, type, draw(0, 3) == 0 ? 7 : 0,
+                     draw(0, 3) == 0 ? 0.3 : 0.0, draw(1, 1000));
+}
+
+TEST_P(CudaEstimatesByTiles, AntidiagonalsOfRandomShapes) {
+  std::mt19937 random(11);
+  for (int i = 0; i < 60; ++i) {
+    const std::string text = random_problem(random);
+    OnGpu on_gpu(device(), text);
+    const int32_t stride = 1 << i % 7, block = i % 2 == 0 ? 64 : 128;
+    SCOPED_TRACE(fmt::format("{} stride={} block={}", text, stride, block));
+    check_antidiagonals(device(), {on_gpu.rows(), stride, block});
+  }
+}
+
+TEST_P(CudaEstimatesByTiles, BlocksByAntidiagonals) {
   for (const char* text : kProblems) {
     OnGpu on_gpu(device(), text);
     for (const auto& [share, last_rows] : {std::pair{0.0, 0}, {0.4, 0}, {0.9, 0}, {1.0, 0}, {0.4, 100}, {0.9, 4000}}) {
@@ -91,27 +130,46 @@ TEST_F(CudaEstimates, BlocksByAntidiagonals) {
   }
 }
 
-TEST_F(CudaEstimates, ProxyScores) {
+/// One call of proxy_scores against the host's.
+void check_proxies(Device& device, const ProxyArgs& args) {
+  std::vector<std::vector<float>> actual, expected;
+  device.proxy_scores(args, actual);
+  device.Ops::proxy_scores(args, expected);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t g = 0; g < actual.size(); ++g) {
+    ASSERT_EQ(actual[g].size(), expected[g].size());
+    for (size_t i = 0; i < actual[g].size(); ++i) {
+      if (actual[g][i] == expected[g][i]) continue;          // nothing seen
+      ASSERT_NEAR(actual[g][i], expected[g][i], 0.05) << i;  // means are rounded to bf16
+    }
+  }
+}
+
+TEST_P(CudaEstimatesByTiles, ProxyScores) {
   for (const char* text : kProblems) {
     OnGpu on_gpu(device(), text);
     const std::span<const int32_t> limit(on_gpu.args.limit, static_cast<size_t>(on_gpu.args.q.n_rows));
     for (const int32_t n_group : {1, static_cast<int32_t>(on_gpu.args.kv.heads.size())}) {
-      for (const int32_t stride : {1, 4}) {
-        SCOPED_TRACE(fmt::format("{} groups={} stride={}", text, n_group, stride));
-        const ProxyArgs args{on_gpu.args.q, on_gpu.args.kv, limit, on_gpu.args.scale, n_group, stride, 128};
-        std::vector<std::vector<float>> actual, expected;
-        device().proxy_scores(args, actual);
-        device().Ops::proxy_scores(args, expected);
-        ASSERT_EQ(actual.size(), expected.size());
-        for (size_t g = 0; g < actual.size(); ++g) {
-          ASSERT_EQ(actual[g].size(), expected[g].size());
-          for (size_t i = 0; i < actual[g].size(); ++i) {
-            if (actual[g][i] == expected[g][i]) continue;          // nothing seen
-            ASSERT_NEAR(actual[g][i], expected[g][i], 0.05) << i;  // means are rounded to bf16
-          }
+      for (const int32_t stride : {1, 4, 16}) {
+        for (const int32_t block : {64, 128}) {
+          SCOPED_TRACE(fmt::format("{} groups={} stride={} block={}", text, n_group, stride, block));
+          check_proxies(device(), {on_gpu.args.q, on_gpu.args.kv, limit, on_gpu.args.scale, n_group, stride, block});
         }
       }
     }
+  }
+}
+
+TEST_P(CudaEstimatesByTiles, ProxiesOfRandomShapes) {
+  std::mt19937 random(12);
+  for (int i = 0; i < 40; ++i) {
+    const std::string text = random_problem(random);
+    OnGpu on_gpu(device(), text);
+    const std::span<const int32_t> limit(on_gpu.args.limit, static_cast<size_t>(on_gpu.args.q.n_rows));
+    const auto n_group = static_cast<int32_t>(on_gpu.args.kv.heads.size());  // which may hold different slots
+    const int32_t stride = 1 << i % 5, block = i % 2 == 0 ? 64 : 128;
+    SCOPED_TRACE(fmt::format("{} stride={} block={}", text, stride, block));
+    check_proxies(device(), {on_gpu.args.q, on_gpu.args.kv, limit, on_gpu.args.scale, n_group, stride, block});
   }
 }
 

@@ -1,5 +1,5 @@
-// Estimates of attention that are products of fewer rows than attention's own, on pointers into GPU memory: what is
-// multiplied is gathered, cuBLAS multiplies it panel by panel, and what a panel says of blocks is reduced.
+// Estimates of attention that are products of fewer rows than attention's own, on pointers into GPU memory. Logits stay
+// in the registers that they are made in: of a group of rows and a block of slots one value is written.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,20 +21,13 @@ struct GatherArgs {
   int64_t n_rows = 0;
   int32_t n_head = 1, head_dim = 0;
   int32_t stride = 1;
-  bool reversed = false;         // the last row of each group first
-  bool only_first = false;       // just the first row of each group
+  bool only_first = false;       // just the first row of each group; else all of them, the last one first
   int64_t n_out = 0;             // groups, some of which may lie behind the last row
-  __nv_bfloat16* out = nullptr;  // [n_out, stride or 1, head_dim]
+  int32_t dim = 0;               // head_dim and zeros behind it
+  __nv_bfloat16* out = nullptr;  // [n_out, stride or 1, dim]
   Stream stream = {};
 };
 void gather(const GatherArgs& args);
-
-/// A panel of logits: rows [first, first + n) of all, each a group of `stride` rows of the head.
-struct Panel {
-  const float* logits = nullptr;  // [n, ld]
-  int64_t ld = 0;
-  int64_t first = 0, n = 0;
-};
 
 /// What blocks are estimated for.
 struct BlockRows {
@@ -47,11 +40,40 @@ struct BlockRows {
   Stream stream = {};
 };
 
-/// antidiagonal_scores of the panel's blocks of rows, of which it holds whole ones. scores [n_block_q, n_block]
-void antidiagonal_sums(const BlockRows& rows, const Panel& panel, float* scores);
+/// Slot groups of a tile of logits, and so what a row's sum is written for.
+inline constexpr int32_t kEstimateColumns = 256;
 
-/// proxy_scores of the panel's blocks of rows: logits are of every stride-th row and slot.
-void proxy_maxima(const BlockRows& rows, const Panel& panel, float* scores);
+/// Logits between row groups and slot groups of some heads, as far as rows see, and what blocks get of them: each row
+/// group's softmax, of which a block has the sum over its row groups and slot groups (antidiagonal_scores), or the
+/// logarithm of the largest (`maxima`: proxy_scores). A row group looks at the slot groups that begin where its last
+/// row sees, or its first row (`maxima`). All pointers are device memory.
+struct EstimateCall {
+  BlockRows rows;                          // visible: [n_kv, n_rows]
+  const __nv_bfloat16* queries = nullptr;  // [n_head, n_q, depth] row groups
+  const __nv_bfloat16* keys = nullptr;     // [n_kv, n_k, depth] slot groups
+  int64_t n_q = 0, n_k = 0, depth = 0;     // depth: a multiple of 64
+  int32_t first_head = 0, n_head = 1;      // of the heads, `group` of which share a kv head
+  int32_t n_kv = 1, group = 1;
+  bool maxima = false;
+  float* scores = nullptr;  // [n_head, n_block_q, n_block]
+  int32_t n_sm = 1;         // multiprocessors
+
+  // Row groups [first, first + n), whole blocks of rows, of which `parts` [n_head, n, ld] holds, in base 2: for each
+  // block of slots the logarithm of what its logits' powers sum to, or its largest logit; behind these, if `maxima`,
+  // that logarithm for each kEstimateColumns slot groups.
+  int64_t first = 0, n = 0;
+  float* parts = nullptr;
+  int64_t ld = 0;
+
+  __host__ __device__ int64_t kv_head(int32_t head) const { return (first_head + head) / group; }
+};
+
+/// The parts of the row groups. wgmma and TMA, compute capability 9.0 only.
+void estimate_hopper(const EstimateCall& call);
+/// mma.sync and cp.async, compute capability 8.0 and later. Same results.
+void estimate_portable(const EstimateCall& call);
+/// The scores of the row groups' blocks, from their parts.
+void score_parts(const EstimateCall& call);
 
 /// Marks of the heads of one group by select_ranked's rule. `rows` sees what all of them see; scores as proxy_scores
 /// writes them.
@@ -71,8 +93,8 @@ struct RankedMarks {
 };
 void mark_ranked(const RankedMarks& call);
 
-/// Marks of one head by select_antidiagonals' rule: blocks that hold any of the `last_rows` take everything. scores as
-/// above; marks [n_block_q, words]
+/// Marks of one head by select_antidiagonals' rule: blocks that hold any of the `last_rows` take everything. scores
+/// [n_block_q, n_block]; marks [n_block_q, words]
 void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks);
 
 }  // namespace winnow::cuda

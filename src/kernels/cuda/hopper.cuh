@@ -198,10 +198,18 @@ __device__ __forceinline__ void pin(int32_t& x) {
 #define WINNOW_D64 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
                    "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51," \
                    "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+#define WINNOW_D128 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+                    "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51," \
+                    "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76," \
+                    "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100," \
+                    "%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119," \
+                    "%120,%121,%122,%123,%124,%125,%126,%127}"
 #define WINNOW_F8(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), \
                      "+f"(d[(i) + 4]), "+f"(d[(i) + 5]), "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
 #define WINNOW_F32 WINNOW_F8(0), WINNOW_F8(8), WINNOW_F8(16), WINNOW_F8(24)
 #define WINNOW_F64 WINNOW_F32, WINNOW_F8(32), WINNOW_F8(40), WINNOW_F8(48), WINNOW_F8(56)
+#define WINNOW_F128 WINNOW_F64, WINNOW_F8(64), WINNOW_F8(72), WINNOW_F8(80), WINNOW_F8(88), WINNOW_F8(96), \
+                    WINNOW_F8(104), WINNOW_F8(112), WINNOW_F8(120)
 // clang-format on
 
 /// Scores: d [64, 64], a [64, 16] in registers, b [16, 64] by a rows_descriptor. `add` false: d = a b.
@@ -243,6 +251,19 @@ __device__ __forceinline__ void multiply_rows(float (&d)[32], uint64_t a, uint64
       : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
+/// d [64, 256], b [16, 256].
+__device__ __forceinline__ void multiply_rows(float (&d)[128], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " WINNOW_D128
+      ", %128, %129, p, 1, 1, 0, 0;\n"
+      "}\n"
+      : WINNOW_F128
+      : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
 /// Outputs: d [64, 64] += a b, a [64, 16] in registers, b [16, 64] by a columns_descriptor.
 __device__ __forceinline__ void multiply_columns(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WINNOW_D32
@@ -261,9 +282,11 @@ __device__ __forceinline__ void multiply_columns(float (&d)[64], const uint32_t 
 
 #undef WINNOW_D32
 #undef WINNOW_D64
+#undef WINNOW_D128
 #undef WINNOW_F8
 #undef WINNOW_F32
 #undef WINNOW_F64
+#undef WINNOW_F128
 
 // ---- arithmetic
 

@@ -225,10 +225,6 @@ void Products::multiply_add(const Weight& weight, Mat x, Mat y) {
   many_rows(weight, x, y, x8, true);
 }
 
-void Products::scores(const ResidentWeight& b, int64_t n_b, Mat a, Mat y) {
-  gemm(b, {n_b, a.cols, a.rows, b.ld, a.stride, y.stride, y.type}, {a.data, a.stride}, y.data);
-}
-
 void Products::gemv(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
                     std::span<const float* const> biases, bool adds) {
   Gemv call = gemv_of(x);

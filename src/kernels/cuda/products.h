@@ -50,9 +50,6 @@ class Products {
   bool multiply_gated(const GatedWeights& weights, Mat x, Mat y);
   /// y += x W^T; y float.
   void multiply_add(const Weight& weight, Mat x, Mat y);
-  /// y = a b^T of any rows in bf16, which begin at 16-byte boundaries: a [n_a, n_in], b [n_b, n_in], y [n_a, n_b]
-  /// float.
-  void scores(const ResidentWeight& b, int64_t n_b, Mat a, Mat y);
   /// TFLOP/s of a large product in bf16 by cuBLAS.
   double peak_tflops();
 
