@@ -2,6 +2,8 @@
 #include "attention/ops.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -55,6 +57,56 @@ void Ops::window_mass(const ProbeArgs& args, std::vector<std::vector<float>>& ma
   });
 }
 
+namespace {
+
+/// The k-th largest of scores, 0 < k. The scores themselves are partitioned, not their indices: these would be looked
+/// up in no order.
+float partitioned(std::vector<float>& scores, int64_t k) {
+  const auto last = scores.begin() + k - 1;
+  std::nth_element(scores.begin(), last, scores.end(), std::greater<>());
+  return *last;
+}
+
+/// The same of scores that stay as they are. Partitioning guesses wrong at every other score; so they are first counted
+/// in equal steps between the smallest and the largest, and only those of the step that the k-th is in are partitioned.
+float kth_largest(std::span<const float> scores, int64_t k) {
+  constexpr size_t kSteps = 256;
+  constexpr size_t kApart = 4;  // chains of comparisons that do not wait for each other
+  float low[kApart], high[kApart];
+  std::fill_n(low, kApart, scores.front());
+  std::fill_n(high, kApart, scores.front());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    low[i % kApart] = std::min(low[i % kApart], scores[i]);
+    high[i % kApart] = std::max(high[i % kApart], scores[i]);
+  }
+  const float least = *std::min_element(low, low + kApart);
+  const float per_unit = static_cast<float>(kSteps) / (*std::max_element(high, high + kApart) - least);
+  std::vector<float> left;
+  if (!(per_unit > 0) || std::isinf(per_unit)) {  // infinite scores, or all (nearly) the same
+    left.assign(scores.begin(), scores.end());
+    return partitioned(left, k);
+  }
+  std::vector<uint8_t> step(scores.size());
+  std::array<int32_t, kSteps> count{};
+  for (size_t i = 0; i < scores.size(); ++i) {
+    // In this order of its arguments std::min makes of no number the last step.
+    step[i] = static_cast<uint8_t>(std::min(static_cast<float>(kSteps - 1), (scores[i] - least) * per_unit));
+  }
+  for (const uint8_t s : step) ++count[s];
+  size_t at = kSteps - 1;
+  for (; count[at] < k; --at) k -= count[at];
+  left.resize(static_cast<size_t>(count[at]) + 1);  // and one that is written over
+  size_t n_left = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    left[n_left] = scores[i];
+    n_left += step[i] == at ? 1 : 0;
+  }
+  left.pop_back();
+  return partitioned(left, k);
+}
+
+}  // namespace
+
 std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
   k = std::clamp<int64_t>(k, 0, std::ssize(scores));
   std::vector<int32_t> index(static_cast<size_t>(k));
@@ -63,16 +115,18 @@ std::vector<int32_t> top_k(std::span<const float> scores, int64_t k) {
     return index;
   }
   if (k == 0) return index;
-  // The scores themselves are partitioned, not their indices: these would be looked up in no order.
-  std::vector<float> values(scores.begin(), scores.end());
-  const auto last = values.begin() + k - 1;
-  std::nth_element(values.begin(), last, values.end(), std::greater<>());
-  const float least = *last;
-  int64_t n_equal = std::count(values.begin(), last + 1, least);
-  index.clear();
+  const float least = kth_largest(scores, k);
+  int64_t n_equal = k - std::ranges::count_if(scores, [least](float score) { return score > least; });
+  // Every index is written, and the next one over it if it was not to be taken.
+  index.resize(static_cast<size_t>(k) + 1);
+  size_t n = 0;
   for (size_t i = 0; i < scores.size(); ++i) {
-    if (scores[i] > least || (scores[i] == least && n_equal-- > 0)) index.push_back(static_cast<int32_t>(i));
+    const bool equal = scores[i] == least && n_equal > 0;
+    n_equal -= equal ? 1 : 0;
+    index[n] = static_cast<int32_t>(i);
+    n += scores[i] > least || equal ? 1 : 0;
   }
+  index.pop_back();
   return index;
 }
 

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+#include <numeric>
 #include <random>
 
 #include "site_fixture.h"
@@ -29,20 +32,43 @@ TEST(TopK, IsClampedToTheSize) {
   EXPECT_THAT(top_k({}, 3), IsEmpty());
 }
 
+void expect_what_sorting_takes(const std::vector<float>& scores) {
+  const auto n = static_cast<int>(scores.size());
+  std::vector<int32_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, std::greater<>(), [&](int32_t i) { return scores[static_cast<size_t>(i)]; });
+  for (int k = 0; k <= n; k += 1 + n / 20) {
+    std::vector<int32_t> expected(order.begin(), order.begin() + k);
+    std::ranges::sort(expected);
+    EXPECT_EQ(top_k(scores, k), expected) << k << " of " << n;
+  }
+}
+
 TEST(TopK, OfManyWithTiesIsWhatSortingTakes) {
   std::mt19937 random(3);
   for (const int n : {1, 2, 50, 1000}) {
     std::vector<float> scores(static_cast<size_t>(n));
     for (float& score : scores) score = static_cast<float>(random() % 40) - 20;
-    std::vector<int32_t> order(scores.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, std::greater<>(), [&](int32_t i) { return scores[static_cast<size_t>(i)]; });
-    for (int k = 0; k <= n; k += 1 + n / 20) {
-      std::vector<int32_t> expected(order.begin(), order.begin() + k);
-      std::ranges::sort(expected);
-      EXPECT_EQ(top_k(scores, k), expected) << k << " of " << n;
-    }
+    expect_what_sorting_takes(scores);
   }
+}
+
+TEST(TopK, OfScoresOfAnySizeIsWhatSortingTakes) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (const float size : {1.0F, 1e-44F, 1e-38F, 1e38F}) {  // steps between them: usual, too small, too large
+    std::vector<float> scores(700);
+    for (float& score : scores) score = normal(random) * size;
+    expect_what_sorting_takes(scores);
+    scores[5] = scores[600] = kInfinity;
+    expect_what_sorting_takes(scores);
+    scores[0] = scores[7] = -kInfinity;
+    expect_what_sorting_takes(scores);
+    for (float& score : scores) score = std::exp(30 * score / size);  // nearly all in the lowest step
+    expect_what_sorting_takes(scores);
+  }
+  expect_what_sorting_takes(std::vector<float>(300, 0.25F));
 }
 
 TEST(TopPCount, CountsUntilTheMassIsExceeded) {

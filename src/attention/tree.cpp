@@ -1,6 +1,8 @@
 #include "attention/tree.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace winnow {
@@ -40,10 +42,21 @@ class VerbScores final : public TreeScores {
   std::vector<float> queries_, keys_, products_;
 };
 
-// Key blocks [start, start + size) of the searched slots.
+constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();
+
+// Key blocks [start, start + size) of the searched slots. What is known of them: the score of the first, which was the
+// middle of a longer branch once, and that of the one in the middle, which is the branch's own.
 struct Branch {
   int32_t start, size;
+  float first = kUnknown, score = kUnknown;
+
   int32_t middle() const { return start + size / 2; }
+  bool known() const { return !std::isnan(score); }
+  /// [start + begin, start + end), where begin is 0 or the middle.
+  Branch part(int32_t begin, int32_t end) const {
+    const float at_begin = begin == size / 2 ? score : first;
+    return {start + begin, end - begin, at_begin, end - begin == 1 ? at_begin : kUnknown};
+  }
 };
 
 class Tree {
@@ -86,12 +99,12 @@ class Tree {
       halves.clear();
       for (const Branch& branch : branches) {
         const int32_t left = branch.size / 2;
-        if (left > 0) halves.push_back({branch.start, left});
-        halves.push_back({branch.start + left, branch.size - left});
+        if (left > 0) halves.push_back(branch.part(0, left));
+        halves.push_back(branch.part(left, branch.size));
       }
-      const std::vector<float> scores = score(halves);
+      score(halves);
       branches.clear();
-      for (const int32_t i : top_k(scores, n_keep)) branches.push_back(halves[static_cast<size_t>(i)]);
+      for (const int32_t i : top_k(scores_of_, n_keep)) branches.push_back(halves[static_cast<size_t>(i)]);
     }
     std::vector<int32_t> blocks;
     blocks.reserve(branches.size());
@@ -99,26 +112,34 @@ class Tree {
     return blocks;
   }
 
-  // Largest product of a sampled row with a sampled key of the block in the middle, for each branch.
-  std::vector<float> score(const std::vector<Branch>& branches) {
+  // The score of each branch, into itself and scores_of_: the largest product of a sampled row with a sampled key of
+  // the block in the middle.
+  void score(std::vector<Branch>& branches) {
     const int32_t n_key = ceil_div(args_.key_block, args_.key_stride);
     slots_.clear();
     for (const Branch& branch : branches) {
+      if (branch.known()) continue;
       const int32_t first = begin_ + branch.middle() * args_.key_block;
       for (int32_t i = 0; i < n_key; ++i) slots_.push_back(std::min(first + i * args_.key_stride, end_ - 1));
     }
-    scores_.score(slots_, best_);
-    std::vector<float> scores;
-    scores.reserve(branches.size());
-    for (auto at = best_.begin(); at != best_.end(); at += n_key) scores.push_back(*std::max_element(at, at + n_key));
-    return scores;
+    if (!slots_.empty()) scores_.score(slots_, best_);
+    auto at = best_.begin();
+    scores_of_.clear();
+    for (Branch& branch : branches) {
+      if (!branch.known()) {
+        branch.score = *std::max_element(at, at + n_key);
+        at += n_key;
+      }
+      scores_of_.push_back(branch.score);
+    }
   }
 
   const TreeArgs& args_;
   TreeScores& scores_;
-  int32_t begin_ = 0, end_ = 0;  // slots that are searched
-  std::vector<int32_t> slots_;   // that a round scores
-  std::vector<float> best_;
+  int32_t begin_ = 0, end_ = 0;   // slots that are searched
+  std::vector<int32_t> slots_;    // that a round scores
+  std::vector<float> best_;       // of these
+  std::vector<float> scores_of_;  // of the round's branches
 };
 
 // Slots [begin, end) of a window.
@@ -147,6 +168,9 @@ Selection select_tree_by(Ops& ops, const TreeArgs& args,
     };
     const std::unique_ptr<TreeScores> scores = make(static_cast<int32_t>(item));
     Tree tree(args, *scores);
+    // As much as there can be: lists that grow are copied, and their memory is touched again and again.
+    const int64_t most = std::min<int64_t>(int64_t{args.sinks} + args.n_keys, n_seen(args.q.n_rows - 1));
+    lists[head].column.reserve(static_cast<size_t>(ceil_div(args.q.n_rows, kTreeBlock) * most));
     for (int64_t row = 0; row < args.q.n_rows; row += kTreeBlock) {
       const int64_t n_rows = std::min<int64_t>(kTreeBlock, args.q.n_rows - row);
       const Window window{std::max(0, n_seen(row) - args.window), n_seen(row + n_rows - 1) + args.n_later};

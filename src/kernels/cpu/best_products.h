@@ -34,10 +34,7 @@ struct BestProducts {
     Fetches fetch;
     for (int32_t begin = 0; begin < n_keys; begin += kTileSlots) {
       const int32_t n = smaller(kTileSlots, n_keys - begin);
-      for (int32_t i = 0; i < n; ++i) {
-        const auto slot = static_cast<size_t>(keys.slot[static_cast<size_t>(begin + i)]);
-        __builtin_memcpy(rows + static_cast<size_t>(i) * bytes, keys.kv->k + slot * bytes, bytes);
-      }
+      gather(*keys.kv, keys.slot.data() + begin, n, bytes, rows);
       fetch.keys.clear();
       if (const int32_t next = begin + kTileSlots; next < n_keys) {
         const auto stride = static_cast<int64_t>(bytes);
@@ -53,16 +50,30 @@ struct BestProducts {
     }
   }
 
-  /// best[i] = max(best[i], products[i][lanes that are rows]).
+  /// The keys of n slots one behind the other; neighbours are copied together.
+  static void gather(const UnpackedKv& kv, const int32_t* slot, int32_t n, size_t bytes, std::byte* to) {
+    for (int32_t i = 0, next = 0; i < n; i = next) {
+      for (next = i + 1; next < n && slot[next] == slot[next - 1] + 1;) ++next;
+      const size_t run = static_cast<size_t>(next - i) * bytes;
+      __builtin_memcpy(to, kv.k + static_cast<size_t>(slot[i]) * bytes, run);
+      to += run;
+    }
+  }
+
+  /// best[i] = max(best[i], products[i][lanes that are rows]). Products behind the last key may be anything.
   static void raise(const float* products, int32_t n, int32_t n_lanes, float* best) {
     alignas(64) int32_t lane[kPanel];
     for (int32_t i = 0; i < kPanel; ++i) lane[i] = i;
     const Ints is_row[2] = {load(lane) < n_lanes, load(lane + kLanes) < n_lanes};
-    for (int32_t i = 0; i < n; ++i, products += kPanel) {
-      const Floats first = select(is_row[0], load(products), broadcast(kNothing));
-      const Floats second = select(is_row[1], load(products + kLanes), broadcast(kNothing));
-      const float most = max_lanes(max(first, second));
-      if (most > best[i]) best[i] = most;
+    for (int32_t begin = 0; begin < n; begin += kLanes, products += kLanes * kPanel) {
+      Floats most[kLanes];
+      WINNOW_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        most[i] = max(select(is_row[0], load(products + i * kPanel), broadcast(kNothing)),
+                      select(is_row[1], load(products + i * kPanel + kLanes), broadcast(kNothing)));
+      }
+      const Floats before = load_some(best + begin, n - begin);
+      store_some(best + begin, max(before, max_across(most)), n - begin);
     }
   }
 };

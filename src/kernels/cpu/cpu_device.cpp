@@ -38,33 +38,54 @@ std::unique_ptr<Unpacked> CpuDevice::unpack(std::span<const Weight* const> weigh
   return many_rows_.unpack(weights);
 }
 
+bool CpuDevice::takes_many(int64_t n_rows, std::span<const Weight* const> weights) const {
+  return n_rows >= kManyRows && many_rows_.has(weights);
+}
+
 void CpuDevice::linear(const Weight& weight, Mat x, Mat y, const float* bias) {
   const Weight* const weights[] = {&weight};
   const Mat ys[] = {y};
-  multiply(weights, x, ys, bias);
-}
-
-void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
-                            std::span<const float* const> biases) {
-  multiply(weights, x, ys, nullptr);
-  for (size_t i = 0; i < biases.size(); ++i) {
-    if (biases[i] != nullptr) add_bias(ys[i], biases[i]);
-  }
-}
-
-void CpuDevice::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
-  if (x.rows >= kManyRows && many_rows_.has(weights)) {
-    many_rows_.multiply(weights, x, ys, bias);
+  if (takes_many(x.rows, weights)) {
+    many_rows_.multiply(weights, x, ys, {.biases = {&bias, 1}});
   } else {
     multiply_few_rows(context_, scratch_, weights, x, ys, bias);
   }
 }
 
+void CpuDevice::linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
+                            std::span<const float* const> biases) {
+  if (takes_many(x.rows, weights)) {
+    many_rows_.multiply(weights, x, ys, {.biases = biases});
+    return;
+  }
+  multiply_few_rows(context_, scratch_, weights, x, ys, nullptr);
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (biases[i] != nullptr) add_bias(ys[i], biases[i]);
+  }
+}
+
 void CpuDevice::feed_forward(const GatedWeights& weights, Mat x, Mat y) {
-  if (x.rows < kManyRows || !many_rows_.has(std::array{weights.gate, weights.up, weights.down})) {
-    Device::feed_forward(weights, x, y);
+  if (takes_many(x.rows, std::array{weights.gate, weights.up, weights.down})) {
+    many_rows_.feed_forward(weights, gate_op(weights.act), x, y, {});
   } else {
-    many_rows_.feed_forward(weights, gate_op(weights.act), x, y);
+    Device::feed_forward(weights, x, y);
+  }
+}
+
+void CpuDevice::linear_add(const Weight& weight, Mat h, Mat x) {
+  const Weight* const weights[] = {&weight};
+  if (takes_many(h.rows, weights)) {
+    many_rows_.multiply(weights, h, std::array{x}, {.adds = true});
+  } else {
+    Device::linear_add(weight, h, x);
+  }
+}
+
+void CpuDevice::feed_forward_add(const GatedWeights& weights, Mat h, Mat x) {
+  if (takes_many(h.rows, std::array{weights.gate, weights.up, weights.down})) {
+    many_rows_.feed_forward(weights, gate_op(weights.act), h, x, {.adds = true});
+  } else {
+    Device::feed_forward_add(weights, h, x);
   }
 }
 

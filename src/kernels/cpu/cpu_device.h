@@ -28,6 +28,8 @@ class CpuDevice : public HostDevice {
   void linear_many(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys,
                    std::span<const float* const> biases) override;
   void feed_forward(const GatedWeights& weights, Mat x, Mat y) override;
+  void linear_add(const Weight& weight, Mat h, Mat x) override;
+  void feed_forward_add(const GatedWeights& weights, Mat h, Mat x) override;
 
   void embed(const Weight& table, std::span<const int32_t> tokens, float scale, Mat x) override;
   void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
@@ -57,7 +59,8 @@ class CpuDevice : public HostDevice {
   std::unique_ptr<LowBitScores> low_bit_scores(const LowBitArgs& args) override;
 
  private:
-  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
+  /// Whether a product of so many rows takes unpacked weights.
+  bool takes_many(int64_t n_rows, std::span<const Weight* const> weights) const;
   GateOp* gate_op(Gate kind) const;
   /// Calls work(row) for every row, several at a time where a row is short. `cost`: values touched in a row.
   template <typename Work>

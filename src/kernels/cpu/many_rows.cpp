@@ -26,6 +26,7 @@ struct ManyRows::Piece {
   int64_t first_panel, last_panel;
   int64_t first_tile, last_tile;
   int64_t row = 0, column = 0;  // of the product, where y begins
+  bool adds = false;            // to what y holds
 };
 
 /// One call of the kernel: a panel, a tile, a span of groups of inputs.
@@ -169,27 +170,30 @@ void ManyRows::multiply_tile(const Piece& piece, const Input& input, const Place
   tile.layout = piece.panels->layout;
   tile.y = whole ? y : spare;
   tile.stride = whole ? piece.y.stride : channels;
-  tile.add = whole && at.begin > 0;
+  const bool adds = piece.adds || at.begin > 0;
+  tile.add = whole && adds;
   share_ahead(piece, at, tile);
   ops_->multiply(tile);
-  const bool last = at.end == input.n_groups;
-  if (whole && (!last || piece.bias == nullptr)) return;
-  for (int64_t r = 0; r < n_rows; ++r) {
-    for (int64_t c = 0; c < n_columns; ++c) {
-      float& value = y[r * piece.y.stride + c];
-      if (!whole) value = spare[r * channels + c] + (at.begin > 0 ? value : 0.0F);
-      if (last && piece.bias != nullptr) value += piece.bias[column + c];
+  if (!whole) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t c = 0; c < n_columns; ++c) {
+        y[r * piece.y.stride + c] = spare[r * channels + c] + (adds ? y[r * piece.y.stride + c] : 0.0F);
+      }
     }
+  }
+  if (piece.bias == nullptr || at.end < input.n_groups) return;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t c = 0; c < n_columns; ++c) y[r * piece.y.stride + c] += piece.bias[column + c];
   }
 }
 
-void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias) {
+void ManyRows::multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const ProductEnd& end) {
   // The group is the same for every type.
-  multiply_input(weights, quantise(x, ops_->layout(weights[0]->type, x.cols).group), ys, bias);
+  multiply_input(weights, quantise(x, ops_->layout(weights[0]->type, x.cols).group), ys, end);
 }
 
 void ManyRows::multiply_input(std::span<const Weight* const> weights, const Input& input, std::span<const Mat> ys,
-                              const float* bias) const {
+                              const ProductEnd& end) const {
   const int64_t tile_span = ops_->tile_rows * std::min(ops_->span_inputs, input.n_groups * input.group);
   const int64_t tiles_at_once = std::max<int64_t>(1, ops_->piece_codes / tile_span);
   const int64_t piece_panels = kPieceChannels / ops_->panel_channels;
@@ -199,8 +203,14 @@ void ManyRows::multiply_input(std::span<const Weight* const> weights, const Inpu
       const std::shared_ptr<const Panels> panels = find(*weights[i]);
       WINNOW_ASSERT(panels != nullptr);
       for (int64_t panel = 0; panel < panels->n_panels; panel += piece_panels) {
-        pieces.push_back({panels.get(), ys[i], bias, panel, std::min(panels->n_panels, panel + piece_panels), tile,
-                          std::min(input.n_tiles, tile + tiles_at_once)});
+        pieces.push_back({.panels = panels.get(),
+                          .y = ys[i],
+                          .bias = end.biases.empty() ? nullptr : end.biases[i],
+                          .first_panel = panel,
+                          .last_panel = std::min(panels->n_panels, panel + piece_panels),
+                          .first_tile = tile,
+                          .last_tile = std::min(input.n_tiles, tile + tiles_at_once),
+                          .adds = end.adds});
       }
     }
   }
@@ -218,7 +228,7 @@ struct ManyRows::GatedPiece {
   int64_t first_channel, last_channel;
 };
 
-void ManyRows::feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y) {
+void ManyRows::feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y, const ProductEnd& end) {
   const std::shared_ptr<const Panels> gate = find(*weights.gate), up = find(*weights.up);
   WINNOW_ASSERT(gate != nullptr && up != nullptr);
   const Input input = quantise(x, gate->layout.group);
@@ -248,7 +258,7 @@ void ManyRows::feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat
   });
   const Weight* const down[] = {weights.down};
   const Mat ys[] = {y};
-  multiply_input(down, hidden, ys, nullptr);
+  multiply_input(down, hidden, ys, end);
 }
 
 void ManyRows::gated_piece(const GatedPiece& piece, const Input& input, const Input& hidden, float* spare) const {

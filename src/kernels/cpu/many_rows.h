@@ -15,6 +15,12 @@
 
 namespace winnow {
 
+/// What becomes of the sums of a product.
+struct ProductEnd {
+  std::span<const float* const> biases{};  // for each weight [n_out], or null: none; empty: none at all
+  bool adds = false;                       // they are added to what y holds
+};
+
 class ManyRows {
  public:
   ManyRows(CpuContext& context, ScratchPool& scratch)
@@ -24,11 +30,11 @@ class ManyRows {
   std::unique_ptr<Unpacked> unpack(std::span<const Weight* const> weights);
   /// Whether all of them are unpacked.
   bool has(std::span<const Weight* const> weights) const;
-  /// ys[i] = x W_i^T of unpacked weights that read the same x. bias [n_out] of the only weight, or null.
-  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const float* bias);
+  /// ys[i] = x W_i^T of unpacked weights that read the same x.
+  void multiply(std::span<const Weight* const> weights, Mat x, std::span<const Mat> ys, const ProductEnd& end);
   /// y = down (act(gate x) * (up x)) of unpacked weights. What lies between is rounded to 8 bits piece by piece, while
-  /// the caches still hold it: in float32 it would be the largest matrix of a model.
-  void feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y);
+  /// the caches still hold it: in float32 it would be the largest matrix of a model. end.adds: y += that.
+  void feed_forward(const GatedWeights& weights, GateOp* act, Mat x, Mat y, const ProductEnd& end);
 
   const Int8Ops& ops() const { return *ops_; }
 
@@ -56,9 +62,8 @@ class ManyRows {
   Input quantise(Mat x, int group) const;
   void quantise_row(const Input& to, int64_t tile, int row, std::span<const float> x, int64_t first_group) const;
   void multiply_input(std::span<const Weight* const> weights, const Input& input, std::span<const Mat> ys,
-                      const float* bias) const;
+                      const ProductEnd& end) const;
   struct GatedPiece;
-  std::vector<GatedPiece> gated_pieces(const Panels& gate, const Input& input, const Input& hidden) const;
   void gated_piece(const GatedPiece& piece, const Input& input, const Input& hidden, float* spare) const;
   static const std::byte* panel_at(const Piece& piece, const Place& at);
   static void share_ahead(const Piece& piece, const Place& at, Int8Tile& tile);

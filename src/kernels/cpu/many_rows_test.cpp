@@ -193,11 +193,48 @@ TEST_P(ManyRowsTest, SeveralWeightsOfOneInputEqualSingleOnes) {
   cpu.upload(x, values.data());
   const Scratch together[] = {cpu.scratch(70, 100), cpu.scratch(70, 33)};
   const Mat ys[] = {together[0], together[1]};
-  cpu.linear_many(weights, x, ys, {});
-  for (size_t i = 0; i < 2; ++i) {
-    std::vector<float> y(static_cast<size_t>(70 * weights[i]->n_out));
-    cpu.download(y.data(), ys[i]);
-    EXPECT_EQ(y, product(cpu, *weights[i], values, true));
+  const auto bias = random_values(100, 5);
+  for (const std::vector<const float*>& biases : {std::vector<const float*>{}, {bias.data(), nullptr}}) {
+    cpu.linear_many(weights, x, ys, biases);
+    for (size_t i = 0; i < 2; ++i) {
+      std::vector<float> y(static_cast<size_t>(70 * weights[i]->n_out));
+      cpu.download(y.data(), ys[i]);
+      EXPECT_EQ(y, product(cpu, *weights[i], values, true, biases.empty() ? nullptr : biases[i]));
+    }
+  }
+}
+
+// Sums are added to what stands there without being written down; the order of additions may differ.
+TEST_P(ManyRowsTest, WhatAddsEqualsProductAndAddition) {
+  for (const auto& [n_ff, n_rows] : {std::pair(128, 4), {400, 7}, {1536, 65}, {4864, 70}}) {
+    const StoredWeight gate(Type::q4_K, n_ff, 256, 1), up(Type::q5_0, n_ff, 256, 2), down(Type::f16, 97, n_ff, 3);
+    const Weight* const weights[] = {&gate.weight, &up.weight, &down.weight};
+    const auto guard = cpu.unpack(weights);
+    const GatedWeights parts = {&gate.weight, &up.weight, &down.weight, Gate::silu};
+    const auto values = random_values(static_cast<size_t>(n_rows) * 256, 4);
+    const auto wide = random_values(static_cast<size_t>(n_rows * n_ff), 6);
+    const auto start = random_values(static_cast<size_t>(n_rows) * 97, 7);
+    const Scratch h = cpu.scratch(n_rows, 256), hidden = cpu.scratch(n_rows, n_ff), x = cpu.scratch(n_rows, 97);
+    cpu.upload(h, values.data());
+    cpu.upload(hidden, wide.data());
+    const auto added_by = [&](const auto& work) {
+      std::vector<float> sum(start.size());
+      cpu.upload(x, start.data());
+      work();
+      cpu.download(sum.data(), x);
+      return sum;
+    };
+    EXPECT_LT(relative_error(added_by([&] { cpu.linear_add(down.weight, hidden, x); }),
+                             added_by([&] { cpu.Device::linear_add(down.weight, hidden, x); })),
+              1e-6)
+        << n_ff;
+    const Scratch y = cpu.scratch(n_rows, 97);
+    EXPECT_LT(relative_error(added_by([&] { cpu.feed_forward_add(parts, h, x); }), added_by([&] {
+                               cpu.feed_forward(parts, h, y);
+                               cpu.add(x, y);
+                             })),
+              1e-6)
+        << n_ff;
   }
 }
 

@@ -32,6 +32,23 @@ inline void transpose(Vector (&row)[kRows]) {
   }
 }
 
+/// Lane i holds the largest value of row[i].
+template <int kHalf = 1, int kRows>
+inline Floats max_across(const Floats (&row)[kRows]) {
+  constexpr std::make_integer_sequence<int, kLanes> kEach;
+  Floats half[kRows / 2];
+  WINNOW_UNROLL
+  for (int i = 0; i < kRows / 2; ++i) {
+    half[i] = max(swap_blocks<false, kHalf>(row[2 * i], row[2 * i + 1], kEach),
+                  swap_blocks<true, kHalf>(row[2 * i], row[2 * i + 1], kEach));
+  }
+  if constexpr (kRows == 2) {
+    return half[0];
+  } else {
+    return max_across<2 * kHalf>(half);
+  }
+}
+
 /// The first n values of a vector, zeros behind them.
 template <typename T>
 inline auto load_some(const T* from, int32_t n) {

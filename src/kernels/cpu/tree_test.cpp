@@ -7,6 +7,7 @@
 #include <set>
 
 #include "attention/problem.h"
+#include "attention/tree.h"
 #include "kernels/cpu/attend_kernel.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/ref/attention.h"
@@ -72,6 +73,32 @@ TreeArgs args_of(const ProblemData& data) {
           .key_stride = 1,
           .window = 70,
           .sinks = 5};
+}
+
+/// Scores without any order, of keys that no search may ask for twice.
+class OncePerSearch final : public TreeScores {
+ public:
+  void begin(const HeadsView& /*rows*/) override { asked_.clear(); }
+
+  void score(std::span<const int32_t> slots, std::vector<float>& best) override {
+    best.clear();
+    for (const int32_t slot : slots) {
+      EXPECT_TRUE(asked_.insert(slot).second) << slot;
+      best.push_back(static_cast<float>(slot * 37 % 101));
+    }
+  }
+
+ private:
+  std::set<int32_t> asked_;
+};
+
+TEST(CpuTree, ScoresNoKeyTwice) {
+  const ProblemData data(parse_problem("prefill rows=900 heads=2 kv=1 dim=16"));
+  CpuDevice device(1, machine_features());
+  TreeArgs args = args_of(data);
+  args.key_block = 1;
+  const Selection found = select_tree_by(device, args, [](int32_t) { return std::make_unique<OncePerSearch>(); });
+  EXPECT_EQ(std::ssize(found.columns(14)), args.sinks + args.n_keys);
 }
 
 // Rounding may decide between keys of nearly equal products, and with them between their chunks.
