@@ -9,19 +9,21 @@ constexpr int32_t kTile = 16;                             // rows of a tile regi
 constexpr int32_t kTileDepth = 32;                        // bf16 values of a row of a tile register
 constexpr int32_t kGroups = kTileSlots / kTileDepth + 1;  // groups of 32 slots that an unaligned tile may touch
 
-/// All eight registers as 16 rows of 64 bytes, on this thread, for as long as it lives.
+/// What ldtilecfg reads: all eight registers as 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+// Not on the stack: GCC 12 believes that _tile_loadconfig reads eight bytes, and writes the others after it.
+constexpr TileConfig kTileConfig;
+
+/// The tile registers of this thread, for as long as it lives.
 class TileRegisters {
  public:
-  TileRegisters() {
-    struct alignas(64) {
-      uint8_t palette = 1;
-      uint8_t start_row = 0;
-      uint8_t reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
+  TileRegisters() { _tile_loadconfig(&kTileConfig); }
   ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
