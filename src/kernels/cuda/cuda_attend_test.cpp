@@ -164,6 +164,36 @@ TEST_P(CudaAttend, RandomProblems) {
   for (int i = 0; i < 150 && !HasFailure(); ++i) check(random_problem(random));
 }
 
+/// Neighbouring blocks of 64 rows whose lists have everything, something or nothing in common, one much longer than the
+/// other, or empty: Hopper's kernels walk through the lists of two of them at a time.
+TEST_P(CudaAttend, NeighboursNeedNotWantTheSame) {
+  const auto every = [](int32_t step, int32_t first) {
+    std::vector<int32_t> blocks;
+    for (int32_t slot = first; slot + 64 <= 2496; slot += step * 64) blocks.push_back(slot);
+    return blocks;
+  };
+  const std::vector<std::vector<int32_t>> lists = {every(1, 0), every(2, 0),  every(2, 64), {},
+                                                   {0, 2432},   every(1, 17), every(13, 0), {2432}};
+  for (const char* text : {"dim=64", "dim=128", "dim=256", "dim=128 softcap=5 bias=1"}) {
+    const ProblemData data(parse_problem(fmt::format("prefill rows=320 slots=2500 heads=12 kv=2 type=bf16 {}", text)));
+    ProblemOn on_gpu(device(), data);
+    std::mt19937 random(3);
+    std::vector<HeadLists> heads(12);
+    for (HeadLists& head : heads) {
+      for (int block = 0; block < 5; ++block) {
+        const std::vector<int32_t>& blocks = lists[random() % lists.size()];
+        head.block_begin.insert(head.block_begin.end(), blocks.begin(), blocks.end());
+        head.end_block();
+      }
+    }
+    const Selection selection = join_lists(heads, 64, 64);
+    AttnArgs args = data.args();
+    args.selection = &selection;
+    SCOPED_TRACE(text);
+    expect_near(by_gpu(data, args, on_gpu), by_ref(args));
+  }
+}
+
 TEST_P(CudaAttend, SkipSoftmaxDropsTiles) {
   for (const char* text :
        {"prefill rows=300 slots=900 dim=32 heads=4 kv=2 skip=0.3", "prefill rows=64 slots=900 skip=0.8",
