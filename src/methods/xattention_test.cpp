@@ -10,7 +10,6 @@ namespace winnow {
 namespace {
 
 using test::blocks_of;
-using test::computed;
 using test::make_method;
 using test::ref_ops;
 using test::select;
