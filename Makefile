@@ -39,21 +39,15 @@ demo: build
 	@demo/run
 
 cuda: setup
-	@scripts/build-cuda $(JOBS)
+	@scripts/build-cuda $(JOBS) '$(ARCHITECTURES)'
 
 bench: build
 	@bench/peers $(ARGS)
 
-# make asan, make tsan: everything but the real models under the first, what has threads in it under the second.
-# TESTS=REGEX narrows either to tests whose name matches.
-asan: CTEST = --exclude-regex RealGolden
-tsan: TARGETS = --target base_test kernels_test engine_test
-tsan: CTEST = --label-regex '^(base|kernels|engine)_test$$'
+# TESTS=REGEX narrows to tests whose name matches; with SANITIZE_SECONDS no test program is begun after that time.
 asan tsan: setup
-	@test -f build-$@/build.ninja || cmake --preset $@ --log-level=NOTICE
-	@cmake --build build-$@ --parallel $(JOBS) $(TARGETS)
-	@ctest --test-dir build-$@ --parallel $(TEST_JOBS) --output-on-failure --no-tests=error $(CTEST) \
-	  $(if $(TESTS),--tests-regex '$(TESTS)')
+	@scripts/check-sanitized $@ --jobs $(JOBS) $(if $(TESTS),--tests '$(TESTS)') \
+	  $(if $(SANITIZE_SECONDS),--seconds $(SANITIZE_SECONDS))
 
 fuzz: setup-checks
 	@test -f build-fuzz/build.ninja || cmake --preset fuzz --log-level=NOTICE
