@@ -134,7 +134,7 @@ Selection Ops::select_antidiagonals(const AntidiagonalArgs& args, double share) 
     const auto n_block = static_cast<size_t>(block_of(rows.q.n_rows - 1)) + 1;
     for (int64_t row = 0; row < rows.q.n_rows; row += args.block) {
       const int64_t end = std::min<int64_t>(row + args.block, rows.q.n_rows);
-      const int32_t last = block_of(end - 1), own = end > rows.q.n_rows - args.last_rows ? 0 : block_of(row);
+      const int32_t last = block_of(end - 1), own = block_of(row);
       const auto at = static_cast<size_t>(row / args.block) * n_block;
       push_heaviest(std::span(scores[head]).subspan(at, static_cast<size_t>(last) + 1), own, share, args.block,
                     lists[head]);

@@ -78,7 +78,7 @@ class Chunks {
     for (int64_t row = 0; row < q.n_rows; row += args_.block) {
       const int64_t end = std::min<int64_t>(row + args_.block, q.n_rows);
       const int32_t n_allowed = visible_slots(kv, args_.limit[static_cast<size_t>(end - 1)]);
-      if (end > q.n_rows - args_.last_rows || n_allowed <= args_.budget) {
+      if (n_allowed <= args_.budget) {
         push_runs({{0, n_allowed}}, lists);
       } else {
         const auto block = static_cast<size_t>(row / args_.block);

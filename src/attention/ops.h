@@ -42,8 +42,6 @@ struct AntidiagonalArgs {
   ProbeArgs rows;      // all rows of the query blocks; their window is not looked at
   int32_t stride = 0;  // rows and slots of a tile that one antidiagonal stands for
   int32_t block = 0;   // rows and slots of a block; a multiple of stride
-  // Of select_antidiagonals: blocks that hold any of the last rows see everything.
-  int32_t last_rows = 0;
 };
 
 /// Blocks whose attention is estimated by averaged heads (ProxyAttn, arXiv 2509.24745).
@@ -135,7 +133,6 @@ struct ChunkArgs {
   int32_t block = 128;             // rows of a block: 64 or 128
   int32_t chunk = 64;              // slots that are chosen together, where `bounds` is empty
   int32_t sinks = 0, recent = 0;   // first and last slots that every block sees; its own rows are among the last
-  int32_t last_rows = 0;           // blocks that hold any of the last rows see everything
   bool together = false;           // one list for all heads, by the means over heads; all hold the same slots then
   // Where chunks of any length begin, and the end, for all kv heads; these have the same slots then.
   std::span<const int32_t> bounds{};
@@ -242,7 +239,7 @@ class Ops {
 
   /// Lists of the blocks that antidiagonal_scores weighs heaviest, for all heads: of each block of rows the first block
   /// and those of the rows themselves, and of the others the heaviest until all together hold `share` of what it
-  /// spends; the lower block wins a tie. Blocks that hold any of args.last_rows take everything.
+  /// spends; the lower block wins a tie.
   virtual Selection select_antidiagonals(const AntidiagonalArgs& args, double share);
 
   /// Lists of vertical and slash lines for all heads: line_mass, choose_lines and push_lines of attention/lines.h,

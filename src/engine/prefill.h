@@ -2,6 +2,8 @@
 // sequences stand one after another (engine/pack.h); products run over all of them, the rest is done part by part.
 #pragma once
 
+#include <optional>
+
 #include "engine/engine.h"
 
 namespace winnow {

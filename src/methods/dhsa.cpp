@@ -15,8 +15,8 @@
 //   choices. Where no logit is above `boundary` the last rows are the only other chunk.
 // - Each head chooses by its own means, as in the second generation; shared=1 averages queries and keys over all heads
 //   first, as the first does (where all heads have the same slots).
-// - A block of rows that holds any of the last rows is dense as a whole. Rows are counted in the whole prompt, blocks
-//   in what is read at once.
+// - A block of rows that holds any of the last rows is dense as a whole (methods/last_rows.h). Rows are counted in the
+//   whole prompt, blocks in what is read at once.
 // - Of a chunk that the budget ends in, the first tokens are taken; chunks of equal score go by their order.
 // - min_len is that of chunks of equal length; with a predictor (random weights) 2,432 tokens and more were read no
 //   slower than densely (the 1.5B on two cores), and choosing took 1.5 %.
@@ -31,7 +31,8 @@ namespace {
 constexpr int64_t kBoundariesOfABlock = 8;  // of predicted ones, for each block of rows, at most
 
 struct Settings {
-  int32_t budget, block, chunk, sinks, recent, last_rows;
+  int32_t budget, block, chunk, sinks, recent;
+  int32_t last_rows;  // the engine's; a chunk of their own in what is predicted
   bool shared;
   double boundary;
   int32_t apart, heads;
@@ -42,7 +43,7 @@ class Dhsa final : public Selector {
   Dhsa(const Settings& settings, std::shared_ptr<const WeightsFile> file) : s_(settings), file_(std::move(file)) {}
 
   Selection select(const Site& site) override {
-    if (site.q.n_rows <= std::max(1, n_of_last_rows(site, s_.last_rows))) return {};
+    if (site.q.n_rows == 1) return {};
     const std::span<const KvHead> kv = site.kv.heads;
     if (std::all_of(kv.begin(), kv.end(),
                     [&](const KvHead& head) { return visible_slots(head, site.limit.back()) <= s_.budget; })) {
@@ -80,8 +81,7 @@ class Dhsa final : public Selector {
             .block = s_.block,
             .chunk = s_.chunk,
             .sinks = s_.sinks,
-            .recent = s_.recent,
-            .last_rows = n_of_last_rows(site, s_.last_rows)};
+            .recent = s_.recent};
   }
 
   Settings s_;
@@ -97,7 +97,7 @@ constexpr ParamInfo kParams[] = {
     {"chunk", "tokens of a chunk", 64, 8, 1024, true},
     {"sinks", "first tokens that every block sees", 128, 0, kMany, true},
     {"recent", "last tokens that a block sees, its own rows among them", 128, 128, kMany, true},
-    {"last_rows", "last rows of the prompt that see everything", 64, 0, kMany, true},
+    last_rows_param(64),
     {"shared", "1: all heads choose together; 0: each by itself", 0, 0, 1, true},
     {"boundary", "with weights: logit above which a chunk may begin behind a token", 1.1, -100, 100, false},
     {"apart", "with weights: beginnings of chunks are more than so many tokens from each other", 8, 0, 1024, true},

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "methods/boundaries.h"
+#include "methods/roster.h"
 #include "selected.h"
 
 namespace winnow {
@@ -72,11 +74,11 @@ TEST(DhsaFormulas, LongerChunksOfEqualKeysScoreByTheRootOfTheirLength) {
 }
 
 struct Options {
-  int budget = 256, block = 128, chunk = 64, sinks = 64, recent = 128, last_rows = 30;
+  int budget = 256, block = 128, chunk = 64, sinks = 64, recent = 128;
   bool shared = false;
   std::string spec() const {
-    return fmt::format("dhsa(budget={}, block={}, chunk={}, sinks={}, recent={}, last_rows={}, shared={:d})", budget,
-                       block, chunk, sinks, recent, last_rows, shared);
+    return fmt::format("dhsa(budget={}, block={}, chunk={}, sinks={}, recent={}, shared={:d})", budget, block, chunk,
+                       sinks, recent, shared);
   }
 };
 
@@ -110,7 +112,7 @@ TEST(Dhsa, SelectsWhatThePlainFormulasSelect) {
                                  SiteShape{.n_q = 333, .n_k = 1000, .n_head = 2, .n_head_kv = 1}}) {
     SiteFixture fixture(shape, 51);
     for (const Options& o : {Options{}, Options{.shared = true}, Options{.block = 64, .chunk = 32},
-                             Options{.budget = 300, .chunk = 50, .sinks = 7, .recent = 150, .last_rows = 0}}) {
+                             Options{.budget = 300, .chunk = 50, .sinks = 7, .recent = 150}}) {
       const Selection selection = select(o.spec(), fixture);
       ASSERT_FALSE(selection.everything());
       for (int32_t head = 0; head < shape.n_head; ++head) {
@@ -120,9 +122,8 @@ TEST(Dhsa, SelectsWhatThePlainFormulasSelect) {
         boundaries.push_back(shape.n_k);
         for (int begin = 0; begin < shape.n_q; begin += o.block) {
           const int end = std::min(begin + o.block, shape.n_q), n_allowed = shape.n_k - shape.n_q + end;
-          const bool dense = end > shape.n_q - o.last_rows;
           const std::set<int> want = chosen(token_scores(queries(fixture, o, head, begin, end), k, boundaries),
-                                            n_allowed, dense ? n_allowed : o.budget, o.recent, o.sinks);
+                                            n_allowed, o.budget, o.recent, o.sinks);
           for (const int row : {begin, end - 1}) {
             const std::vector<bool> mask = computed(selection, fixture, row, head);
             for (int slot = 0; slot <= fixture.limit(row); ++slot) {
@@ -147,12 +148,12 @@ TEST(Dhsa, ChunksBeginAtPredictedBoundaries) {
   ASSERT_GT(boundaries.size(), 20U);
   for (const Options& o : {Options{}, Options{.shared = true}}) {
     std::string spec = o.spec();
-    spec.insert(spec.size() - 1, fmt::format(", boundary=0, apart=5, weights={}", path));
+    spec.insert(spec.size() - 1, fmt::format(", last_rows=30, boundary=0, apart=5, weights={}", path));
     const Selection selection = select(spec, fixture);
     for (int32_t head = 0; head < shape.n_head; ++head) {
       const Matrix k = keys(fixture, o, head);
-      for (int begin = 0; begin < shape.n_q - 128; begin += o.block) {
-        const int end = begin + o.block, n_allowed = shape.n_k - shape.n_q + end;
+      for (int begin = 0; begin < shape.n_q; begin += o.block) {
+        const int end = std::min(begin + o.block, shape.n_q), n_allowed = shape.n_k - shape.n_q + end;
         const std::set<int> want = chosen(token_scores(queries(fixture, o, head, begin, end), k, boundaries), n_allowed,
                                           o.budget, o.recent, o.sinks);
         const std::vector<bool> mask = computed(selection, fixture, end - 1, head);
@@ -164,19 +165,18 @@ TEST(Dhsa, ChunksBeginAtPredictedBoundaries) {
   }
 }
 
-TEST(Dhsa, ABudgetOfTheLengthAndLastRowsOfAllAreDense) {
+TEST(Dhsa, ABudgetOfTheLengthAndDecodeAreDense) {
   SiteFixture fixture({.n_q = 700, .n_k = 700}, 52);
   EXPECT_TRUE(select("dhsa(budget=700)", fixture).everything());
   EXPECT_FALSE(select("dhsa(budget=699)", fixture).everything());
-  EXPECT_TRUE(select("dhsa(budget=256, last_rows=700)", fixture).everything());
   SiteFixture decode({.n_q = 1, .n_k = 700}, 52);
-  EXPECT_TRUE(select("dhsa(budget=256, last_rows=0)", decode).everything());
+  EXPECT_TRUE(select("dhsa(budget=256)", decode).everything());
 }
 
 TEST(Dhsa, EveryBlockSeesSinksAndRecentTokensWithinTheBudget) {
   SiteFixture fixture({.n_q = 900, .n_k = 900, .n_head = 2, .n_head_kv = 2}, 53);
   for (const int budget : {256, 300, 511}) {
-    const Selection selection = select(fmt::format("dhsa(budget={}, last_rows=0)", budget), fixture);
+    const Selection selection = select(fmt::format("dhsa(budget={})", budget), fixture);
     for (int row = 127; row < 900; row += 128) {
       const std::vector<bool> mask = computed(selection, fixture, row, 1);
       EXPECT_EQ(std::count(mask.begin(), mask.end(), true), std::min(budget, row + 1));
@@ -187,19 +187,10 @@ TEST(Dhsa, EveryBlockSeesSinksAndRecentTokensWithinTheBudget) {
   }
 }
 
-TEST(Dhsa, LastRowsAreThePromptsAndNotTheChunks) {
-  SiteFixture fixture({.n_q = 900, .n_k = 900}, 5);
-  Site chunk = fixture.site(test::ref_ops());
-  const auto blocks = [&](int last_rows) {
-    const std::string spec = fmt::format("dhsa(budget=256, sinks=64, last_rows={})", last_rows);
-    return make_method(spec, fixture.method_shape()).selector->select(chunk).block_begin;
-  };
-  const auto of_30 = blocks(30), of_none = blocks(0);
-  EXPECT_NE(of_30, of_none);
-  chunk.n_later = 70;
-  EXPECT_EQ(blocks(100), of_30);
-  chunk.n_later = 100;
-  EXPECT_EQ(blocks(100), of_none);
+TEST(Dhsa, TheEngineLetsLastRowsSeeEverything) {
+  for (const auto& [spec, n] : {std::pair<std::string, int>{"dhsa", 64}, {"dhsa(last_rows=0)", 0}}) {
+    EXPECT_EQ(Policy(std::span(&spec, 1), {1, 2, 1, 16}).last_rows(), n);
+  }
 }
 
 TEST(Dhsa, RefusesOtherBlocksAndBudgetsWithoutRoom) {

@@ -26,7 +26,7 @@ struct Room {
   __device__ Room(const ChunkCall& call, int32_t head, int64_t block) {
     const int64_t end = min((block + 1) * call.block, call.n_rows);
     n_allowed = call.visible[head / call.group * call.n_rows + end - 1].y;
-    all = end > call.n_rows - call.last_rows || n_allowed <= call.budget;
+    all = n_allowed <= call.budget;
     recent = n_allowed - call.recent;
     n_chunk = (recent + call.chunk - 1) / call.chunk;
     left = call.budget - call.recent;

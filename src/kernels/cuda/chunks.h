@@ -10,7 +10,7 @@ struct ChunkCall {
   int64_t n_rows = 0;
   int32_t n_head = 0, group = 1;
   const int2* visible = nullptr;  // [n_head_kv, n_rows]
-  int32_t budget = 0, block = 0, chunk = 0, sinks = 0, recent = 0, last_rows = 0;
+  int32_t budget = 0, block = 0, chunk = 0, sinks = 0, recent = 0;
   int32_t n_block_q = 0, n_chunk = 0;
   uint32_t* chosen = nullptr;     // [n_list, words] a bit for each chunk that is taken
   int2* last = nullptr;           // [n_list] the lowest in rank of these, and how many slots of it are taken

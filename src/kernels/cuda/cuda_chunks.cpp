@@ -74,7 +74,6 @@ Selection CudaDevice::select_chunks(const ChunkArgs& args) {
                  .chunk = args.chunk,
                  .sinks = args.sinks,
                  .recent = args.recent,
-                 .last_rows = args.last_rows,
                  .n_block_q = ceil_div(args.q.n_rows, args.block),
                  .n_chunk = ceil_div(tables.max_slots, args.chunk),
                  .stream = stream_};

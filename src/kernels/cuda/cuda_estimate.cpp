@@ -155,7 +155,7 @@ Selection CudaDevice::select_antidiagonals(const AntidiagonalArgs& args, double 
     estimate.run({first, n}, call.n_block, scores);
     for (int32_t i = 0; i < n; ++i) {
       mark_heaviest(estimate.block_rows(first + i, call.n_block), scores + static_cast<size_t>(i) * n_scores, share,
-                    args.last_rows, call.marks + static_cast<size_t>(first + i) * n_marks);
+                    call.marks + static_cast<size_t>(first + i) * n_marks);
     }
   }
   return lists_of_marks(call);

@@ -89,13 +89,12 @@ __global__ void __launch_bounds__(kThreads) score_kernel(const __grid_constant__
 
 /// One block of threads for each block of rows.
 __global__ void __launch_bounds__(kCutThreads)
-    heaviest_kernel(const __grid_constant__ BlockRows rows, const float* scores, double share, int32_t last_rows,
-                    uint32_t* marks) {
+    heaviest_kernel(const __grid_constant__ BlockRows rows, const float* scores, double share, uint32_t* marks) {
   __shared__ CutShared shared;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * rows.block;
   const float* own_scores = scores + static_cast<int64_t>(blockIdx.x) * rows.n_block;
   const int64_t end = min(row + rows.block, rows.n_rows);
-  const int32_t own = end > rows.n_rows - last_rows ? 0 : (rows.visible[row].y - 1) / rows.block;
+  const int32_t own = (rows.visible[row].y - 1) / rows.block;
   const int32_t n = (rows.visible[end - 1].y - 1) / rows.block + 1;
   const auto forced = [own](int32_t c) { return c == 0 || c >= own; };
   double total = 0, mass = 0;
@@ -148,9 +147,8 @@ void score_parts(const EstimateCall& call) {
   check(cudaGetLastError(), "scores of blocks");
 }
 
-void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks) {
-  heaviest_kernel<<<blocks_of(rows.n_rows, rows.block), kCutThreads, 0, rows.stream>>>(rows, scores, share, last_rows,
-                                                                                       marks);
+void mark_heaviest(const BlockRows& rows, const float* scores, double share, uint32_t* marks) {
+  heaviest_kernel<<<blocks_of(rows.n_rows, rows.block), kCutThreads, 0, rows.stream>>>(rows, scores, share, marks);
   check(cudaGetLastError(), "choice of the heaviest blocks");
 }
 

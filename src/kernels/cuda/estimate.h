@@ -93,8 +93,7 @@ struct RankedMarks {
 };
 void mark_ranked(const RankedMarks& call);
 
-/// Marks of one head by select_antidiagonals' rule: blocks that hold any of the `last_rows` take everything. scores
-/// [n_block_q, n_block]; marks [n_block_q, words]
-void mark_heaviest(const BlockRows& rows, const float* scores, double share, int32_t last_rows, uint32_t* marks);
+/// Marks of one head by select_antidiagonals' rule. scores [n_block_q, n_block]; marks [n_block_q, words]
+void mark_heaviest(const BlockRows& rows, const float* scores, double share, uint32_t* marks);
 
 }  // namespace winnow::cuda
