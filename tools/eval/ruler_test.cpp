@@ -74,8 +74,7 @@ const std::string kWordForm = "[a-z]+-[a-z]+", kNumberForm = "[1-9][0-9]{6}",
 void expect_lengths(const char* name, int64_t length, int64_t slack) {
   const TaskInfo& task = find_task(name);
   const Request request = request_of(length);
-  const auto generator = task.make(request);
-  const auto again = task.make(request);
+  const auto generator = task.make(request), again = task.make(request);
   for (const int64_t index : {7, 0, 3}) {
     const Sample sample = generator->sample(index);
     const int64_t total = request.n_tokens(sample) + (task.reserves ? task.n_gen : 0);

@@ -49,6 +49,9 @@ struct FewJob {
   }
 };
 
+/// Writes o and lse of the job's call from its partial results.
+void merge_few(const FewJob& job);
+
 struct Item {
   int32_t index = 0;
   int32_t head_kv = 0;
