@@ -6,6 +6,7 @@
 #include <span>
 
 #include "methods/boundaries.h"
+#include "methods/last_rows.h"
 #include "methods/roster.h"
 #include "selected.h"
 
@@ -74,7 +75,7 @@ TEST(DhsaFormulas, LongerChunksOfEqualKeysScoreByTheRootOfTheirLength) {
 }
 
 struct Options {
-  int budget = 256, block = 128, chunk = 64, sinks = 64, recent = 128;
+  int budget = 256, block = 128, chunk = 64, sinks = 64, recent = 128, last_rows = 30;
   bool shared = false;
   std::string spec() const {
     return fmt::format("dhsa(budget={}, block={}, chunk={}, sinks={}, recent={}, shared={:d})", budget, block, chunk,
@@ -112,8 +113,8 @@ TEST(Dhsa, SelectsWhatThePlainFormulasSelect) {
                                  SiteShape{.n_q = 333, .n_k = 1000, .n_head = 2, .n_head_kv = 1}}) {
     SiteFixture fixture(shape, 51);
     for (const Options& o : {Options{}, Options{.shared = true}, Options{.block = 64, .chunk = 32},
-                             Options{.budget = 300, .chunk = 50, .sinks = 7, .recent = 150}}) {
-      const Selection selection = select(o.spec(), fixture);
+                             Options{.budget = 300, .chunk = 50, .sinks = 7, .recent = 150, .last_rows = 0}}) {
+      const Selection selection = with_full_rows(select(o.spec(), fixture), fixture.site(test::ref_ops()), o.last_rows);
       ASSERT_FALSE(selection.everything());
       for (int32_t head = 0; head < shape.n_head; ++head) {
         const Matrix k = keys(fixture, o, head);
@@ -122,8 +123,9 @@ TEST(Dhsa, SelectsWhatThePlainFormulasSelect) {
         boundaries.push_back(shape.n_k);
         for (int begin = 0; begin < shape.n_q; begin += o.block) {
           const int end = std::min(begin + o.block, shape.n_q), n_allowed = shape.n_k - shape.n_q + end;
+          const bool dense = end > shape.n_q - o.last_rows;
           const std::set<int> want = chosen(token_scores(queries(fixture, o, head, begin, end), k, boundaries),
-                                            n_allowed, o.budget, o.recent, o.sinks);
+                                            n_allowed, dense ? n_allowed : o.budget, o.recent, o.sinks);
           for (const int row : {begin, end - 1}) {
             const std::vector<bool> mask = computed(selection, fixture, row, head);
             for (int slot = 0; slot <= fixture.limit(row); ++slot) {
@@ -165,10 +167,11 @@ TEST(Dhsa, ChunksBeginAtPredictedBoundaries) {
   }
 }
 
-TEST(Dhsa, ABudgetOfTheLengthAndDecodeAreDense) {
+TEST(Dhsa, ABudgetOfTheLengthAndLastRowsOfAllAreDense) {
   SiteFixture fixture({.n_q = 700, .n_k = 700}, 52);
   EXPECT_TRUE(select("dhsa(budget=700)", fixture).everything());
   EXPECT_FALSE(select("dhsa(budget=699)", fixture).everything());
+  EXPECT_TRUE(with_full_rows(select("dhsa(budget=256)", fixture), fixture.site(test::ref_ops()), 700).everything());
   SiteFixture decode({.n_q = 1, .n_k = 700}, 52);
   EXPECT_TRUE(select("dhsa(budget=256)", decode).everything());
 }
@@ -185,6 +188,23 @@ TEST(Dhsa, EveryBlockSeesSinksAndRecentTokensWithinTheBudget) {
       }
     }
   }
+}
+
+TEST(Dhsa, LastRowsAreThePromptsAndNotTheChunks) {
+  SiteFixture fixture({.n_q = 900, .n_k = 900}, 5);
+  Site chunk = fixture.site(test::ref_ops());
+  const auto rows = [&](int last_rows) {
+    const Selection selection = with_full_rows(select("dhsa(budget=256, sinks=64)", fixture), chunk, last_rows);
+    std::vector<std::vector<bool>> masks;
+    for (int32_t row = 0; row < 900; ++row) masks.push_back(computed(selection, fixture, row, 0));
+    return masks;
+  };
+  const auto of_30 = rows(30), of_none = rows(0);
+  EXPECT_NE(of_30, of_none);
+  chunk.n_later = 70;
+  EXPECT_EQ(rows(100), of_30);
+  chunk.n_later = 100;
+  EXPECT_EQ(rows(100), of_none);
 }
 
 TEST(Dhsa, TheEngineLetsLastRowsSeeEverything) {

@@ -14,8 +14,9 @@ using test::SiteFixture;
 const test::SiteShape kShape = {.n_q = 300, .n_k = 400, .n_head = 2, .n_head_kv = 1, .head_dim = 16};
 
 TEST(LastRows, BlocksThatHoldThemAreFullAndOthersAsBefore) {
-  for (const char* text : {"xattention(threshold=0.4, block=64)", "xattention(threshold=0.4, block=128)",
-                           "zipvl(tau=0.6, all_rows=0)", "streaming_llm(sinks=4, window=64)"}) {
+  for (const char* text :
+       {"xattention(threshold=0.4, block=64)", "xattention(threshold=0.4, block=128)", "zipvl(tau=0.6, all_rows=0)",
+        "streaming_llm(sinks=4, window=64)", "dhsa(budget=256, sinks=64)"}) {
     SiteFixture fixture(kShape, 47);
     const Site site = fixture.site(test::ref_ops());
     const Selection without = test::select(text, fixture);

@@ -99,15 +99,14 @@ std::vector<EvalTask> eval_tasks(const EvalOptions& options, const Loaded& loade
 
 void open_run(const EvalOptions& options, const Loaded& loaded) {
   Engine& engine = *loaded.engine;
-  eval::Json now = {{"model", model_name(loaded)},
-                    {"model_hash", file_fingerprint(options.model.path)},
-                    {"kv", options.model.kv},
-                    {"device", engine.device().name()},
-                    {"template", options.raw ? "none" : "chat"},
-                    {"question", options.later ? "after the context" : "with the context"},
-                    {"seed", options.seed}};
-  // Times of different numbers of threads do not belong into one table; a GPU's hardly depend on them.
-  if (engine.device().name() != "cuda") now["threads"] = engine.device().n_threads();
+  const eval::Json now = {{"model", model_name(loaded)},
+                          {"model_hash", file_fingerprint(options.model.path)},
+                          {"kv", options.model.kv},
+                          {"device", engine.device().name()},
+                          {"threads", engine.device().n_threads()},
+                          {"template", options.raw ? "none" : "chat"},
+                          {"question", options.later ? "after the context" : "with the context"},
+                          {"seed", options.seed}};
   std::error_code error;
   std::filesystem::create_directories(options.out, error);
   if (!std::filesystem::is_directory(options.out)) {
