@@ -46,7 +46,7 @@ bench: build
 
 # TESTS=REGEX narrows to tests whose name matches; with SANITIZE_SECONDS no test program is begun after that time.
 asan tsan: setup
-	@scripts/check-sanitized $@ --jobs $(JOBS) $(if $(TESTS),--tests '$(TESTS)') \
+	@CTEST_PARALLEL_LEVEL=$(TEST_JOBS) scripts/check-sanitized $@ --jobs $(JOBS) $(if $(TESTS),--tests '$(TESTS)') \
 	  $(if $(SANITIZE_SECONDS),--seconds $(SANITIZE_SECONDS))
 
 fuzz: setup-checks
