@@ -195,8 +195,10 @@ TEST(Dhsa, LastRowsAreThePromptsAndNotTheChunks) {
   Site chunk = fixture.site(test::ref_ops());
   const auto rows = [&](int last_rows) {
     const Selection selection = with_full_rows(select("dhsa(budget=256, sinks=64)", fixture), chunk, last_rows);
-    std::vector<std::vector<bool>> masks;
-    for (int32_t row = 0; row < 900; ++row) masks.push_back(computed(selection, fixture, row, 0));
+    std::vector<std::vector<bool>> masks(900);
+    for (size_t row = 0; row < masks.size(); ++row) {
+      masks[row] = computed(selection, fixture, static_cast<int32_t>(row), 0);
+    }
     return masks;
   };
   const auto of_30 = rows(30), of_none = rows(0);
