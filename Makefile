@@ -44,7 +44,7 @@ cuda: setup
 bench: build
 	@bench/peers $(ARGS)
 
-# TESTS=REGEX narrows to tests whose name matches; with SANITIZE_SECONDS no test program is begun after that time.
+# TESTS=REGEX narrows to tests whose name matches; SANITIZE_SECONDS: what is under way then is given up, and told.
 asan tsan: setup
 	@CTEST_PARALLEL_LEVEL=$(TEST_JOBS) scripts/check-sanitized $@ --jobs $(JOBS) $(if $(TESTS),--tests '$(TESTS)') \
 	  $(if $(SANITIZE_SECONDS),--seconds $(SANITIZE_SECONDS))
