@@ -105,7 +105,7 @@ TEST(AttendLayer, LastRowsSeeEverything) {
         }
         for (size_t d = 0; d < 32; ++d) {
           const size_t at = static_cast<size_t>(row) * 32 + d;
-          ASSERT_NEAR(o[at], want[at], 5e-4) << row;  // few rows have a kernel of their own
+          ASSERT_NEAR(o[at], want[at], 4e-3) << row;  // few rows have a kernel of their own, in float32
         }
       }
       const std::vector<AttnCounts> counted = count_selected(site, selection);
