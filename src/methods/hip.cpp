@@ -135,7 +135,7 @@ const MethodInfo& method_hip() {
       .parts = "selector",
       .neutral = "hip(k=1000000000)",
       .params = kParams,
-      .gpu_min_len = 32768,
+      .gpu_min_len = 65536,
       .knob = {.param = "k", .dense = 16384, .sparse = 128, .geometric = true},
       .texts = {},
       .make = make,
