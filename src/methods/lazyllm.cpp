@@ -20,6 +20,9 @@
 // - A prompt is read layer-major whatever the engine's schedule: the score needs the prompt's last row.
 // - Prefill gains at any length (the 1.5B on two cores: 523 tokens a second against 412 with 256, 691 against 508 with
 //   2,048), so min_len is no break-even: it spares prompts on which there is little time to save.
+// - One late place instead of three (every=0.7, prune=0.8): at 32K the 1.5B has 47.2 % of the answers right beside
+//   flexprefill(gamma=0.7, block=64), which alone has 49.0 and dense attention 43.1; with every=0.6 32.2, where
+//   gamma=0.8. A score by the last 32 rows instead of one changed nothing (120 of 228 right, 118 by one).
 // - revive=0 is the static pruning that the paper compares with: decode leaves the tokens where they stopped.
 #include <cmath>
 
