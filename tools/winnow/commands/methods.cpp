@@ -81,7 +81,7 @@ void print_method(const MethodInfo& method) {
   }
   fmt::print("\n{}", table.text());
   if (method.gpu_min_len >= kNeverGains) {
-    fmt::print("\nOn a GPU it gained nothing over dense attention at any measured length: min_len=0 switches it on.\n");
+    fmt::print("\nOn a GPU it is worth its time at no length that was measured: min_len=0 switches it on.\n");
   } else if (method.gpu_min_len > 0) {
     fmt::print("\nOn a GPU min_len is {} unless it is given.\n", method.gpu_min_len);
   }
